@@ -1,0 +1,47 @@
+"""Multi-head attention; what differs between systems (rope, mask, cache) comes in from outside."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from imgtok.nn.position import Rope, rotate
+
+
+class LayerCache(Protocol):
+    """Keys and values of one layer that earlier calls left behind."""
+
+    def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Stores b h w d and returns all keys and values to attend to: b h l d."""
+        ...
+
+
+class Attention(nn.Module):
+    """b n c -> b n c. With `num_kv_heads` below `num_heads`, groups of queries share keys (arXiv:2305.13245)."""
+
+    def __init__(self, width: int, num_heads: int, num_kv_heads: int | None = None) -> None:
+        super().__init__()
+        if width % num_heads or num_heads % (num_kv_heads or num_heads):
+            raise ValueError(
+                f"width {width}, num_heads {num_heads}, num_kv_heads {num_kv_heads}: each must divide the former"
+            )
+        self.num_heads, self.num_kv_heads = num_heads, num_kv_heads or num_heads
+        self.head_dim = width // num_heads
+        self.qkv = nn.Linear(width, (num_heads + 2 * self.num_kv_heads) * self.head_dim, bias=False)
+        self.proj = nn.Linear(width, width, bias=False)
+
+    def forward(
+        self, x: Tensor, rope: Rope, mask: Tensor | None = None, causal: bool = False, cache: LayerCache | None = None
+    ) -> Tensor:
+        heads, kv_heads = self.num_heads, self.num_kv_heads
+        qkv = rearrange(self.qkv(x), "b n (h d) -> b n h d", d=self.head_dim)
+        qk, v = qkv.split([heads + kv_heads, kv_heads], dim=2)
+        q, k = rotate(qk, rope).transpose(1, 2).split([heads, kv_heads], dim=1)
+        v = v.transpose(1, 2)
+        if cache is not None:
+            k, v = cache.append(k, v)
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=heads != kv_heads)
+        return self.proj(rearrange(out, "b h n d -> b n (h d)"))

@@ -1,0 +1,32 @@
+"""Attention masks; the only place where they are made. True means: may be seen."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def causal(length: int, device: torch.device | str = "cpu") -> Tensor:
+    """n n: each position sees itself and those before it."""
+    return torch.ones(length, length, dtype=torch.bool, device=device).tril()
+
+
+def padded_causal(visible: Tensor, length: int) -> Tensor:
+    """Causal over `length` positions, the first of which may be padding: b p (bool) -> b 1 length length.
+
+    Padded slots are hidden from all others; each position sees itself, so that no row is empty.
+    """
+    columns = torch.nn.functional.pad(visible, (0, length - visible.shape[1]), value=True)
+    diagonal = torch.eye(length, dtype=torch.bool, device=visible.device)
+    return (causal(length, visible.device) & columns[:, None, :] | diagonal)[:, None]
+
+
+def cached(positions: Tensor, visible: Tensor) -> Tensor:
+    """For queries at `positions` (b w) over the columns of a cache, `visible` b l: b 1 w l.
+
+    Columns after the query are hidden, whatever the cache holds there; each query sees itself.
+    """
+    columns = torch.arange(visible.shape[1], device=positions.device)
+    before = columns < positions[:, :, None]
+    own = columns == positions[:, :, None]
+    return (before & visible[:, None, :] | own)[:, None]

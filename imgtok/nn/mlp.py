@@ -1,0 +1,32 @@
+"""Feed-forward layers, and how transformer weights begin."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class SwiGLU(nn.Module):
+    """down(silu(gate x) * up x) (arXiv:2002.05202), gate and up in one matrix."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.gate_up = nn.Linear(width, 2 * hidden, bias=False)
+        self.down = nn.Linear(hidden, width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, up = self.gate_up(x).chunk(2, dim=-1)
+        return self.down(F.silu(gate) * up)
+
+
+def swiglu_hidden(width: int, multiple: int = 256) -> int:
+    """Llama's rule: two thirds of four widths, rounded up to a multiple."""
+    return multiple * -(-int(8 * width / 3) // multiple)
+
+
+def init_normal(module: nn.Module, std: float = 0.02) -> None:
+    """N(0, std) for linear and embedding weights, zero biases (for `module.apply`)."""
+    if isinstance(module, (nn.Linear, nn.Embedding)):
+        nn.init.normal_(module.weight, std=std)
+    if isinstance(module, nn.Linear) and module.bias is not None:
+        nn.init.zeros_(module.bias)

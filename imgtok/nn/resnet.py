@@ -1,0 +1,83 @@
+"""Convolutional parts of the VQGAN line (arXiv:2012.09841): residual block, spatial attention, change of resolution."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+Resample = Literal["conv", "shuffle"]
+
+
+class ResBlock(nn.Module):
+    """norm, SiLU, 3x3 conv, twice, beside a shortcut: b c h w -> b c' h w."""
+
+    def __init__(self, channels: int, out_channels: int, norm_groups: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.norm1 = group_norm(channels, norm_groups)
+        self.conv1 = nn.Conv2d(channels, out_channels, 3, padding=1)
+        self.norm2 = group_norm(out_channels, norm_groups)
+        self.dropout = nn.Dropout(dropout)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        self.shortcut = nn.Conv2d(channels, out_channels, 1) if channels != out_channels else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.conv1(F.silu(self.norm1(x)))
+        h = self.conv2(self.dropout(F.silu(self.norm2(h))))
+        return self.shortcut(x) + h
+
+
+class SpatialAttention(nn.Module):
+    """One head of attention over all places of a map: b c h w -> b c h w."""
+
+    def __init__(self, channels: int, norm_groups: int) -> None:
+        super().__init__()
+        self.norm = group_norm(channels, norm_groups)
+        self.qkv = nn.Conv2d(channels, 3 * channels, 1)
+        self.proj = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = rearrange(self.qkv(self.norm(x)), "b (three c) h w -> three b 1 (h w) c", three=3)
+        out = F.scaled_dot_product_attention(q, k, v)
+        return x + self.proj(rearrange(out, "b 1 (h w) c -> b c h w", h=x.shape[2]))
+
+
+class Downsample(nn.Module):
+    """Halves height and width. "conv": zero column right, zero row below, 3x3 stride 2; "shuffle": 4x4 stride 2."""
+
+    def __init__(self, channels: int, out_channels: int, kind: Resample) -> None:
+        super().__init__()
+        self.kind = kind
+        if kind == "conv":
+            self.conv = nn.Conv2d(channels, out_channels, 3, stride=2)
+        else:
+            self.conv = nn.Conv2d(channels, out_channels, 4, stride=2, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.pad(x, (0, 1, 0, 1)) if self.kind == "conv" else x)
+
+
+class Upsample(nn.Module):
+    """Doubles height and width. "conv": nearest neighbour, 3x3; "shuffle": 1x1, pixel-shuffle (arXiv:1609.05158)."""
+
+    def __init__(self, channels: int, out_channels: int, kind: Resample) -> None:
+        super().__init__()
+        self.kind = kind
+        if kind == "conv":
+            self.conv = nn.Conv2d(channels, out_channels, 3, padding=1)
+        else:
+            self.conv = nn.Conv2d(channels, 4 * out_channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.kind == "conv":
+            return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+        return F.pixel_shuffle(self.conv(x), 2)
+
+
+def group_norm(channels: int, groups: int) -> nn.GroupNorm:
+    """GroupNorm with eps 1e-6, as everywhere in this line; ValueError if the groups do not divide the channels."""
+    if channels % groups:
+        raise ValueError(f"norm_groups {groups} does not divide {channels} channels; use a divisor of every width")
+    return nn.GroupNorm(groups, channels, eps=1e-6)

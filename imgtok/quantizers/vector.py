@@ -1,0 +1,158 @@
+"""One learned codebook: the nearest code stands for a latent vector."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from imgtok.quantizers.base import Quantized
+from imgtok.quantizers.usage import batch_perplexity, code_counts, from_first_process, sum_over_processes
+
+
+@dataclass(frozen=True, kw_only=True)
+class VectorConfig:
+    codebook_size: int = 16384
+    """Number of codes."""
+    codebook_dim: int = 8
+    """Length of a code vector."""
+    l2_norm: bool = True
+    """Compare and return unit vectors (cosine distance, arXiv:2110.04627); otherwise Euclidean."""
+    learning: Literal["loss", "ema"] = "loss"
+    """How codes move: by the gradient of the codebook loss, or as running means of latents (arXiv:1711.00937 A.1)."""
+    ema_decay: float = 0.99
+    """Decay of the running means, and of the use counts by which dead codes are found."""
+    reseed_below: float = 0.02
+    """In training, a code used less than this share of the mean use moves to a latent of the batch; 0: never."""
+    entropy_temperature: float = 0.01
+    """Temperature of the soft assignment in the entropy loss."""
+
+    def __post_init__(self) -> None:
+        if self.codebook_size < 1 or self.codebook_dim < 1:
+            raise ValueError(
+                f"codebook_size and codebook_dim must be at least 1, got {self.codebook_size} and {self.codebook_dim}"
+            )
+
+    def build(self) -> VectorQuantizer:
+        return VectorQuantizer(self)
+
+
+class VectorQuantizer(nn.Module):
+    """Nearest code of a learned codebook (arXiv:1711.00937); cosine distance if `l2_norm` (arXiv:2110.04627)."""
+
+    def __init__(self, config: VectorConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.codebook_size, self.codebook_dim = config.codebook_size, config.codebook_dim
+        self.embedding = nn.Embedding(config.codebook_size, config.codebook_dim)
+        nn.init.uniform_(self.embedding.weight, -1 / config.codebook_size, 1 / config.codebook_size)
+        if config.l2_norm:
+            self.embedding.weight.data = F.normalize(self.embedding.weight.data, dim=-1)
+        self.embedding.weight.requires_grad_(config.learning == "loss")
+
+    def forward(self, latents: Tensor) -> Quantized:
+        """b ... d -> Quantized, computed in float32."""
+        latents = self.normalize(latents.float())
+        indices = self.nearest(latents)
+        codes = self.codes(indices)
+        losses = self.losses(latents, codes) if self.training else {}
+        return Quantized(latents + (codes - latents).detach(), indices, losses)
+
+    def losses(self, latents: Tensor, codes: Tensor) -> dict[str, Tensor]:
+        losses = {"commitment": F.mse_loss(latents, codes.detach()), "entropy": self.entropy_loss(latents)}
+        if self.config.learning == "loss":
+            losses["codebook"] = F.mse_loss(codes, latents.detach())
+        return losses
+
+    def entropy_loss(self, latents: Tensor) -> Tensor:
+        """Mean entropy of the soft assignments minus the entropy of their mean (arXiv:2310.05737 eq. 5).
+
+        Low when each latent is sure of its code and all codes are used alike. The 1e-5 in the logarithm is LlamaGen's.
+        """
+        logits = -self.distances(latents.flatten(0, -2)) / self.config.entropy_temperature
+        log_probs = logits.log_softmax(-1)
+        probs = log_probs.exp()
+        mean = probs.mean(0)
+        return -(probs * log_probs).sum(-1).mean() + (mean * torch.log(mean + 1e-5)).sum()
+
+    def codes(self, indices: Tensor) -> Tensor:
+        """b ... -> b ... d"""
+        return self.normalize(self.embedding(indices).float())
+
+    def nearest(self, latents: Tensor) -> Tensor:
+        """b ... d -> b ..., for latents as given or already normalised."""
+        return self.distances(self.normalize(latents.float())).argmin(-1)
+
+    def distances(self, latents: Tensor) -> Tensor:
+        """Squared distances of (normalised) latents to all codes: b ... d -> b ... v, float32."""
+        codebook = self.normalize(self.embedding.weight.float())
+        squares = latents.square().sum(-1, keepdim=True) + codebook.square().sum(-1)
+        return squares - 2 * latents @ codebook.T
+
+    def normalize(self, x: Tensor) -> Tensor:
+        return F.normalize(x, dim=-1) if self.config.l2_norm else x
+
+    def upkeep(self) -> CodebookUpkeep:
+        return CodebookUpkeep(self.codebook_size, self.codebook_dim)
+
+
+class CodebookUpkeep(nn.Module):
+    """What training remembers of a codebook beside its weights: running use, running sums of the latents of each code.
+
+    It belongs to the training task, so that a saved tokenizer holds nothing that only training needs.
+    """
+
+    counts: Tensor
+    sums: Tensor
+    started: Tensor
+
+    def __init__(self, codebook_size: int, codebook_dim: int) -> None:
+        super().__init__()
+        self.register_buffer("counts", torch.ones(codebook_size))
+        self.register_buffer("sums", torch.zeros(codebook_size, codebook_dim))
+        self.register_buffer("started", torch.zeros((), dtype=torch.bool))
+
+    @torch.no_grad()
+    def update(
+        self, quantizer: VectorQuantizer, latents: Tensor, indices: Tensor, generator: torch.Generator
+    ) -> dict[str, Tensor]:
+        """After a training step: running means of used codes (if `learning="ema"`), new places for dead ones.
+
+        latents b ... d before quantisation, indices b ...; `generator` (on the CPU) draws the latents for dead codes.
+        All processes end with the same codebook. Returns "perplexity" of the batch and the number "reseeded".
+        """
+        config = quantizer.config
+        latents = quantizer.normalize(latents.detach().float()).flatten(0, -2)
+        counts = code_counts(indices, quantizer.codebook_size)
+        self.start(quantizer)
+        self.counts.lerp_(counts.float(), 1 - config.ema_decay)
+        if config.learning == "ema":
+            self.move_to_means(quantizer, latents, indices.flatten())
+        reseeded = self.reseed(quantizer, latents, generator)
+        return {"perplexity": batch_perplexity(counts), "reseeded": reseeded}
+
+    def start(self, quantizer: VectorQuantizer) -> None:
+        """The first sums are the codes themselves, each counted once."""
+        self.sums.copy_(torch.where(self.started, self.sums, quantizer.normalize(quantizer.embedding.weight.float())))
+        self.started.fill_(True)
+
+    def move_to_means(self, quantizer: VectorQuantizer, latents: Tensor, indices: Tensor) -> None:
+        sums = torch.zeros_like(self.sums).index_add_(0, indices, latents)
+        self.sums.lerp_(sum_over_processes(sums), 1 - quantizer.config.ema_decay)
+        means = self.sums / self.counts.clamp_min(1e-5)[:, None]
+        quantizer.embedding.weight.copy_(quantizer.normalize(means))
+
+    def reseed(self, quantizer: VectorQuantizer, latents: Tensor, generator: torch.Generator) -> Tensor:
+        """Puts each dead code on a latent drawn from the batch. Shapes are fixed, so nothing waits for the device."""
+        mean_use = self.counts.mean()
+        dead = self.counts < quantizer.config.reseed_below * mean_use
+        draw = torch.randint(len(latents), (quantizer.codebook_size,), generator=generator).to(latents.device)
+        places = from_first_process(latents[draw])
+        weight = quantizer.embedding.weight
+        weight.copy_(torch.where(dead[:, None], places, weight))
+        self.sums.copy_(torch.where(dead[:, None], places * mean_use, self.sums))
+        self.counts.copy_(torch.where(dead, mean_use, self.counts))
+        return dead.sum()

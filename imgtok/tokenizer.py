@@ -1,0 +1,107 @@
+"""Tokenizer: backbone + quantizer + token layout. Images to indices and back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from imgtok.backbones.cnn import CNNConfig
+from imgtok.quantizers.base import Quantized
+from imgtok.quantizers.vector import VectorConfig
+from imgtok.tokens import GridLayout
+
+BackboneConfig = CNNConfig
+QuantizerConfig = VectorConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizerConfig:
+    image_size: int
+    """Side in pixels of the square images it was trained on; any size divisible by the backbone's reduction works."""
+    backbone: BackboneConfig
+    quantizer: QuantizerConfig
+
+    def __post_init__(self) -> None:
+        if self.image_size % self.backbone.reduction:
+            raise ValueError(
+                f"image_size {self.image_size} is not divisible by the backbone's reduction {self.backbone.reduction}"
+            )
+
+    @property
+    def layout(self) -> GridLayout:
+        """Of a square image of `image_size`."""
+        return self.layout_of(self.image_size, self.image_size)
+
+    def layout_of(self, height: int, width: int) -> GridLayout:
+        return GridLayout(height // self.backbone.reduction, width // self.backbone.reduction)
+
+    def build(self) -> Tokenizer:
+        return Tokenizer(self)
+
+
+class Reconstruction(NamedTuple):
+    images: Tensor
+    """b 3 h w, about [-1, 1], not clamped."""
+    latents: Tensor
+    """Channel-last, before quantisation."""
+    quantized: Quantized
+
+
+class Tokenizer(nn.Module):
+    """Images (b 3 h w, float, [-1, 1]) to indices (b n, int64) and back.
+
+    `layout` says how n tokens lie over the image; it is only needed for images that are not square of `image_size`.
+    """
+
+    def __init__(self, config: TokenizerConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.backbone = config.backbone.build()
+        self.quantizer = config.quantizer.build()
+        self.to_codes = nn.Linear(config.backbone.latent_channels, config.quantizer.codebook_dim)
+        self.from_codes = nn.Linear(config.quantizer.codebook_dim, config.backbone.latent_channels)
+
+    def forward(self, images: Tensor) -> Reconstruction:
+        """The whole way, differentiable: for training. Losses are in `quantized.losses` in training mode."""
+        latents = self.latents(images)
+        quantized = self.quantizer(latents)
+        return Reconstruction(self.decode_latents(quantized.latents), latents, quantized)
+
+    def latents(self, images: Tensor) -> Tensor:
+        """b 3 h w -> b h' w' d, before quantisation."""
+        return self.to_codes(self.backbone.encode(images))
+
+    def decode_latents(self, latents: Tensor) -> Tensor:
+        """Quantised latents b h' w' d -> b 3 h w, not clamped."""
+        return self.backbone.decode(self.from_codes(latents.to(self.from_codes.weight.dtype)))
+
+    @torch.no_grad()
+    def encode(self, images: Tensor) -> Tensor:
+        """b 3 h w in [-1, 1] -> b n indices. ValueError if a side is not divisible by the reduction."""
+        return self.layout_of(images).flatten(self.quantizer.nearest(self.latents(images)))
+
+    @torch.no_grad()
+    def decode(self, indices: Tensor, layout: GridLayout | None = None) -> Tensor:
+        """b n indices -> b 3 h w, clamped to [-1, 1]. ValueError for an index outside the codebook or a wrong n."""
+        self.check_indices(indices)
+        grid = (layout or self.config.layout).unflatten(indices)
+        return self.decode_latents(self.quantizer.codes(grid)).clamp(-1, 1)
+
+    @torch.no_grad()
+    def reconstruct(self, images: Tensor) -> Tensor:
+        """Encode, quantise, decode: b 3 h w -> b 3 h w, clamped to [-1, 1]."""
+        return self.decode(self.encode(images), self.layout_of(images))
+
+    def layout_of(self, images: Tensor) -> GridLayout:
+        return self.config.layout_of(images.shape[-2], images.shape[-1])
+
+    def check_indices(self, indices: Tensor) -> None:
+        size = self.quantizer.codebook_size
+        if indices.numel() and (int(indices.min()) < 0 or int(indices.max()) >= size):
+            raise ValueError(
+                f"indices run from {int(indices.min())} to {int(indices.max())} "
+                f"but the codebook has codes 0 to {size - 1}; were they made by another tokenizer?"
+            )

@@ -1,0 +1,64 @@
+"""Small models for emoji64 that learn in minutes on two CPU cores; and for any folder of pictures of 64 x 64 pixels."""
+
+from __future__ import annotations
+
+from imgtok.backbones.cnn import CNNConfig
+from imgtok.quantizers.vector import VectorConfig
+from imgtok.tokenizer import TokenizerConfig
+from imgtok.train.config import (
+    GeneratorTraining,
+    ImageDataConfig,
+    LoopConfig,
+    OptimizerConfig,
+    TokenDataConfig,
+    TokenizerLossConfig,
+    TokenizerTraining,
+    TransformerSizes,
+)
+
+# 64 x 64 pixels to 8 x 8 tokens. No convolution at full resolution: 4 x 4 patches in, 2 x 2 patches out.
+TOKENIZER = TokenizerConfig(
+    image_size=64,
+    backbone=CNNConfig(
+        encoder_widths=(64, 128),
+        encoder_blocks=(2, 1),
+        encoder_patch=4,
+        decoder_widths=(32, 64, 128),
+        decoder_blocks=(1, 2, 2),
+        decoder_patch=2,
+        latent_channels=128,
+        bottleneck=False,
+        resample="shuffle",
+        norm_groups=8,
+    ),
+    quantizer=VectorConfig(codebook_size=512, codebook_dim=8, learning="ema"),
+)
+
+
+def tokenizer() -> TokenizerTraining:
+    return TokenizerTraining(
+        tokenizer=TOKENIZER,
+        loop=LoopConfig(steps=1200, batch_size=32, ema_decay=0.99, evaluate_every=300, checkpoint_every=300),
+        data=ImageDataConfig(source="emoji64", flip=True, shift=4),
+        loss=TokenizerLossConfig(l1=1.0, l2=1.0, commitment=0.25, codebook=0.0),
+        optimizer=OptimizerConfig(
+            lr=2e-3, betas=(0.9, 0.95), weight_decay=0.01, max_grad_norm=1.0, schedule="cosine", warmup_steps=50
+        ),
+    )
+
+
+def generator() -> GeneratorTraining:
+    return GeneratorTraining(
+        model=TransformerSizes(
+            width=192, depth=6, num_heads=3, mlp_hidden=512, dropout=0.1, drop_labels={"subcategory": 0.2, "style": 0.1}
+        ),
+        loop=LoopConfig(steps=1000, batch_size=32, ema_decay=0.995, evaluate_every=250, checkpoint_every=250),
+        data=TokenDataConfig(source="emoji64", flip=True, shifts=4, max_shift=3),
+        optimizer=OptimizerConfig(
+            lr=2e-3, betas=(0.9, 0.95), weight_decay=0.05, max_grad_norm=1.0, schedule="cosine", warmup_steps=100
+        ),
+    )
+
+
+TOKENIZERS = {"quickstart": tokenizer}
+GENERATORS = {"quickstart": generator}

@@ -1,0 +1,22 @@
+"""Numbers that change with the step."""
+
+from __future__ import annotations
+
+import math
+
+from imgtok.train.config import OptimizerConfig
+
+
+def learning_rate_share(config: OptimizerConfig, step: int, steps: int) -> float:
+    """The learning rate at `step` of `steps` as a share of its highest value."""
+    if step < config.warmup_steps:
+        return (step + 1) / config.warmup_steps
+    if config.schedule == "constant":
+        return 1.0
+    progress = (step - config.warmup_steps) / max(steps - config.warmup_steps, 1)
+    return config.final_share + (1 - config.final_share) * (1 + math.cos(math.pi * min(progress, 1.0))) / 2
+
+
+def ema_decay(highest: float, step: int) -> float:
+    """Rises from 0.1 to `highest`, so that early weights are forgotten soon."""
+    return min(highest, (1 + step) / (10 + step))
