@@ -159,8 +159,8 @@ class TextCondition(nn.Module):
         self.num_slots = config.num_slots
         self.fc1 = nn.Linear(config.feature_dim, width, bias=False)
         self.fc2 = nn.Linear(width, width, bias=False)
-        null = torch.randn(config.num_slots, config.feature_dim) / config.feature_dim**0.5
-        self.register_buffer("null_features", null)
+        null = torch.empty(config.num_slots, config.feature_dim)
+        self.register_buffer("null_features", nn.init.normal_(null, std=config.feature_dim**-0.5))
 
     def forward(self, condition: TextFeatures) -> Prefix:
         features, visible = condition

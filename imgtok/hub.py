@@ -12,6 +12,7 @@ from typing import Any, Protocol, TypeVar
 import torch
 from safetensors.torch import save_file
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from imgtok import atomic
 from imgtok import config as configs
@@ -90,10 +91,24 @@ def load_model(
 
 def build_from_state(config: ModelConfig, state: State, origin: str) -> Any:
     """The model of `config` with exactly the parameters `state`; nothing is initialised first."""
-    with torch.device("meta"):
-        model = config.build()
+    model = build_empty(config)
     load_strict(model, state, origin)
     return model
+
+
+def build_empty(config: ModelConfig) -> Any:
+    """The model of `config` on the meta device: names and shapes without memory."""
+    with torch.device("meta"), _WithoutInit():
+        return config.build()
+
+
+class _WithoutInit(TorchFunctionMode):
+    """Leaves out torch.nn.init: on the meta device it does nothing but import torch's compiler for seconds."""
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(function, "__module__", "") == "torch.nn.init":
+            return kwargs["tensor"]  # which is how these functions pass themselves on
+        return function(*args, **(kwargs or {}))
 
 
 def find_config(source: str | Path, config_class: type[C], presets: Mapping[str, Preset[C]]) -> C:

@@ -27,6 +27,9 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "bench tokenizer": ("imgtok.sample.commands.bench:tokenizer", "speed of encoding and decoding beside diffusers"),
 }
 
+# These get their words as they are: which options there are depends on the recipe.
+TAKE_WORDS = ("train tokenizer", "train generator")
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit status: 0 done, 1 failed, 2 bad input, 130 interrupted."""
@@ -52,12 +55,15 @@ def run(name: str, arguments: list[str]) -> int:
     for chatty in ("httpx", "urllib3", "PIL", "matplotlib"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
     try:
-        tyro.cli(find(name), prog=f"imgtok {name}", args=arguments)
+        if name in TAKE_WORDS:
+            find(name)(arguments)
+        else:
+            tyro.cli(find(name), prog=f"imgtok {name}", args=arguments)
     except (ValueError, ImportError, OSError) as error:
         print(f"imgtok {name}: {error}", file=sys.stderr)
         return 2 if isinstance(error, ValueError) else 1
-    except KeyboardInterrupt:
-        print(f"imgtok {name}: interrupted", file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        print(f"imgtok {name}: {str(stop) or 'interrupted'}", file=sys.stderr)
         return 130
     return 0
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from imgtok.generators.cache import KVCache
@@ -80,4 +79,3 @@ def check_pair(generator: Generator, tokenizer: Tokenizer) -> None:
         raise ValueError(
             f"the generator draws from {codes} codes but the tokenizer has {size}; they do not belong together"
         )
-

@@ -46,8 +46,8 @@ def keep_top_k(logits: Tensor, k: int) -> Tensor:
 
 
 def keep_top_p(logits: Tensor, p: float) -> Tensor:
-    """A token stays if the mass of those strictly more likely is at most p."""
-    ordered, order = logits.sort(dim=-1, descending=True)
+    """A token stays if the mass of the likelier ones is at most p; of equals, the lower index counts as likelier."""
+    ordered, order = logits.sort(dim=-1, descending=True, stable=True)
     probs = ordered.softmax(-1)
     before = probs.cumsum(-1) - probs
     kept = ordered.masked_fill(before > p, -torch.inf)

@@ -15,7 +15,7 @@ _MASK64, _STEP = (1 << 64) - 1, 0x9E3779B97F4A7C15
 
 def image_keys(seed: int, images: Iterable[int], device: torch.device | str = "cpu") -> Tensor:
     """Two 32-bit keys of each image of a run: n 2, int32. Any integer is a seed, however large."""
-    keys = [_split(_mix64(_mix64(_fold(seed)) ^ (image * _STEP & _MASK64))) for image in images]
+    keys = [_split(_mix64(_mix64(_fold(seed)) ^ ((image + 1) * _STEP & _MASK64))) for image in images]
     return torch.tensor(keys, dtype=torch.int64).reshape(-1, 2).to(torch.int32).to(device)
 
 

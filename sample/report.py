@@ -24,6 +24,7 @@ from imgtok.metrics.image import psnr
 from imgtok.tokenizer import TokenizerConfig
 
 PADDING = 2  # of the sheets that imgtok.data.grid lays out
+PAGE_WIDTH = 1100  # in pixels, of what the page shows
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Run:
     settings: dict[str, dict[str, Any]]
     """Of the trainings "tokenizer" and "generator"."""
     logs: dict[str, list[dict[str, Any]]]
-    samples: list[dict[str, str]]
+    samples: list[dict[str, Any]]
     """Label and file of each category's strip."""
 
     def number(self, name: str) -> float | None:
@@ -62,7 +63,7 @@ def write_report(folder: Path) -> Path:
     folder = Path(folder)
     run = read_run(folder)
     sections = (explanation, reconstructions, samples, curves, timings, settings, commands)
-    body = "\n".join(part for part in (header(run), *(section(run) for section in sections), footer(run)) if part)
+    body = "\n".join(part for part in (header(run), *(make(run) for make in sections), footer(run)) if part)
     path = folder / "report.html"
     write_text(path, PAGE.format(title=escape(headline(run)), style=STYLE, body=body))
     return path
@@ -77,7 +78,7 @@ def read_run(folder: Path) -> Run:
         metrics=read_typed(folder / "metrics.json", dict),
         settings={name: read_typed(folder / name / "train.json", dict) for name in names},
         logs={name: read_log(folder / name / "log.jsonl") for name in names},
-        samples=read_typed(folder / "pictures" / "samples.json", list),
+        samples=[row for row in read_typed(folder / "pictures" / "samples.json", list) if isinstance(row, dict)],
     )
 
 
@@ -99,7 +100,7 @@ def read_log(path: Path) -> list[dict[str, Any]]:
             rows.append(json.loads(line))
         except json.JSONDecodeError:
             break
-    return rows
+    return [row for row in rows if isinstance(row, dict)]
 
 
 # Sections: each is HTML, or empty if there is nothing to show.
@@ -107,7 +108,9 @@ def read_log(path: Path) -> list[dict[str, Any]]:
 
 def headline(run: Run) -> str:
     total = run.number("total_seconds")
-    return "Pictures from tokens" + (f", learned in {total / 60:.1f} minutes" if total is not None else "")
+    if total is None:
+        return "Pictures from tokens"
+    return f"Pictures from tokens, learned in {total / 60:.{0 if total >= 120 else 1}f} minutes"
 
 
 def header(run: Run) -> str:
@@ -126,22 +129,20 @@ def header(run: Run) -> str:
 
 
 def summary(run: Run) -> str:
-    config, total = run.tokenizer, run.number("total_seconds")
-    tokens = f"{config.layout.num_tokens} tokens" if config else "tokens"
-    time = f" The whole run took {total / 60:.1f} minutes{where(run)}." if total is not None else ""
+    tokens = f"{run.tokenizer.layout.num_tokens} tokens" if run.tokenizer else "tokens"
     return (
         f"A tokenizer has learned to turn every picture into {tokens} and back, and a generator has learned to write "
-        f"such tokens by itself, one after another.{time}"
+        f"such tokens by itself, one after another{where(run)}."
     )
 
 
 def where(run: Run) -> str:
-    """ " on a CPU with 2 threads" """
+    """The device in words; empty if not known."""
     device, threads = str(run.metrics.get("device", "")), run.number("threads")
     if not device:
         return ""
     name = {"cpu": "a CPU", "cuda": "a GPU", "mps": "an Apple GPU"}.get(device.partition(":")[0], escape(device))
-    return f" on {name}" + (f" with {threads:g} threads" if device == "cpu" and threads else "")
+    return f", all on {name}" + (f" with {threads:g} threads" if device == "cpu" and threads else "")
 
 
 def headline_numbers(run: Run) -> Iterator[tuple[str, str, str]]:
@@ -161,7 +162,7 @@ def headline_numbers(run: Run) -> Iterator[tuple[str, str, str]]:
 
 
 def explanation(run: Run) -> str:
-    steps = (("Tokenizer", about_tokenizer(run)), ("Generator", about_generator(run)), ("Samples", about_samples(run)))
+    steps = (("Tokenizer", about_tokenizer(run)), ("Generator", about_generator(run)), ("Samples", ABOUT_SAMPLES))
     columns = "\n".join(
         f"<div><h3><i>{number}</i>{title}</h3><p>{text}</p></div>" for number, (title, text) in enumerate(steps, 1)
     )
@@ -198,14 +199,6 @@ def about_generator(run: Run) -> str:
     return text
 
 
-def about_samples(run: Run) -> str:
-    return (
-        "A sample starts from nothing but a category: the generator draws token after token by chance, and the "
-        "tokenizer paints the result. Models this small, trained this briefly, get colours, shapes and styles, and "
-        "lose fine detail; more steps and larger models sharpen it."
-    )
-
-
 def reconstructions(run: Run) -> str:
     path = run.folder / "pictures" / "reconstructions.png"
     if not path.is_file():
@@ -218,21 +211,29 @@ def reconstructions(run: Run) -> str:
         rearrange(rows, "rows columns c h w -> (rows columns) c h w") for rows in (cells[::2], cells[1::2])
     )
     scores = psnr(to_float(after), to_float(before)).tolist()
-    pairs = "\n".join(pair(*values) for values in zip(before, after, scores, strict=True))
-    text = "Pictures held back from training. Left: the original. Right: what the tokenizer paints from its tokens."
-    return section("Reconstructions", text, f'<div class="pairs"{tile_width(before)}>\n{pairs}\n</div>')
+    pairs = [pair(*values) for values in zip(before, after, scores, strict=True)]
+    text = "Pictures held back from training. Left: the original; right: painted from its tokens, with their PSNR."
+    return section("Reconstructions", text, pair_grids(pairs, tile_width(before)))
+
+
+def pair_grids(pairs: list[str], style: str) -> str:
+    """Up to 16 at once, evenly spread; the others behind a click."""
+    step = -(-len(pairs) // 16)
+    visible, rest = pairs[::step], [one for number, one in enumerate(pairs) if number % step]
+    first, others = (f'<div class="pairs"{style}>\n{"".join(some)}\n</div>' for some in (visible, rest))
+    return first + (f"\n<details><summary>{len(rest)} more</summary>\n{others}\n</details>" if rest else "")
 
 
 def pair(original: Tensor, reconstruction: Tensor, score: float) -> str:
     images = picture(original, "original") + picture(reconstruction, "reconstruction")
-    return f"<figure>{images}<figcaption>{score:.1f} dB</figcaption></figure>"
+    return f"<figure>{images}<figcaption>{score:.1f} dB</figcaption></figure>\n"
 
 
 def samples(run: Run) -> str:
     strips = "\n".join(strip(run, str(row.get("label", "")), str(row.get("file", ""))) for row in run.samples)
     law = (("guidance", "guidance"), ("temperature", "temperature"), ("top_k", "top-k"))
     known = [f"{name} {value:g}" for key, name in law if (value := run.number(f"sample.{key}")) is not None]
-    text = "One row a category, all drawn by the generator" + (f" with {', '.join(known)}." if known else ".")
+    text = "Drawn by the generator, category by category" + (f", with {', '.join(known)}." if known else ".")
     return section("Samples", text, strips) if strips.strip() else ""
 
 
@@ -240,13 +241,16 @@ def strip(run: Run, label: str, file: str) -> str:
     path = run.folder / "pictures" / file
     if not path.is_file():
         return ""
-    sheet = read_picture(path)
+    return f'<div class="strip"><h3>{escape(label)}</h3>\n{strip_pictures(read_picture(path), label, run)}</div>'
+
+
+def strip_pictures(sheet: Tensor, label: str, run: Run) -> str:
     cells = tiles(sheet, run)
     if cells is None:
-        return f"<h3>{escape(label)}</h3>\n{whole(sheet, label)}"
+        return whole(sheet, label)
     images = without_blanks(rearrange(cells, "rows columns c h w -> (rows columns) c h w"), keep=cells.shape[1])
     pictures = "".join(picture(image, f"{label}, sample {number}") for number, image in enumerate(images, 1))
-    return f'<h3>{escape(label)}</h3>\n<div class="tiles"{tile_width(images)}>{pictures}</div>'
+    return f'<div class="tiles"{tile_width(images)}>{pictures}</div>'
 
 
 def curves(run: Run) -> str:
@@ -255,21 +259,26 @@ def curves(run: Run) -> str:
 
 
 def figure(chart: Chart) -> str:
-    return f'<figure class="chart"><h3>{escape(chart.title)}</h3><p>{escape(chart.text)}</p>\n{svg(chart)}</figure>'
+    names = [(line.color, line.label) for line in chart.lines if line.points] + (
+        [("level", chart.level[0])] if chart.level else []
+    )
+    legend = "".join(f'<span><i class="dot {color}"></i>{escape(name)}</span>' for color, name in names)
+    head = f"<h3>{escape(chart.title)}</h3><p>{escape(chart.text)}</p>"
+    return f'<figure class="chart">{head}\n<div class="legend">{legend}</div>\n{svg(chart)}</figure>'
 
 
 def timings(run: Run) -> str:
     stages = [stage for stage in stages_of(run) if stage.seconds is not None]
     total = run.number("total_seconds")
     rows = "\n".join(map(stage_row, stages))
-    head = "<tr><th>Stage</th><th>Work</th><th>Parameters</th><th>Speed</th><th>Time</th></tr>"
-    foot = f'<tr class="total"><td colspan="4">All</td><td>{duration(total)}</td></tr>' if total is not None else ""
+    head = "<tr><th>Stage</th><th>Time</th><th>Work</th><th>Speed</th><th>Parameters</th></tr>"
+    foot = f'<tr class="total"><td>All</td><td colspan="4">{duration(total)}</td></tr>' if total is not None else ""
     table = f'<div class="wide"><table class="numbers">\n{head}\n{rows}\n{foot}\n</table></div>' if stages else ""
     return section("Where the time went", "", time_bar(stages, total) + table + facts(run))
 
 
 def stage_row(stage: Stage) -> str:
-    cells = (stage.work, short(stage.parameters), stage.speed, duration(stage.seconds))
+    cells = (duration(stage.seconds), stage.work, stage.speed, short(stage.parameters))
     name = f'<td><i class="dot {stage.color}"></i>{stage.name}</td>'
     return "<tr>" + name + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
 
@@ -300,7 +309,7 @@ def settings(run: Run) -> str:
         for name, values in run.settings.items()
         if values
     )
-    text = "Everything the two trainings were told, by name; the files repeat a run exactly."
+    text = "Everything the two trainings were told, by name."
     return section("Exact settings", text, blocks) if blocks else ""
 
 
@@ -385,10 +394,8 @@ def tile_width(images: Tensor) -> str:
 
 # Curves
 
-PAGE_WIDTH = 1100
 # What matplotlib draws in these colours takes the page's, light or dark.
-TEXT, AXIS, BLUE, ORANGE = "#010203", "#010204", "#010205", "#010206"
-PAGE_COLORS = {TEXT: "var(--soft)", AXIS: "var(--line)", BLUE: "var(--blue)", ORANGE: "var(--orange)"}
+COLORS = {"soft": "#010203", "line": "#010204", "blue": "#010205", "orange": "#010206"}
 
 
 @dataclass(frozen=True)
@@ -396,6 +403,7 @@ class Line:
     label: str
     points: list[tuple[float, float]]
     color: str
+    """Of `COLORS`."""
     marks: bool = False
 
 
@@ -414,13 +422,14 @@ class Chart:
 
 def charts_of(run: Run) -> tuple[Chart, ...]:
     tokenizer, generator, size = run.logs["tokenizer"], run.logs["generator"], codebook_size(run)
+    validation = points(generator, "val_loss")
     return (
         Chart(
             name="error",
             title="Tokenizer: error",
             text="Absolute plus squared difference to the picture, while training. Lower is better.",
             unit="L1 + L2, log scale",
-            lines=(Line("training", points(tokenizer, "l1", "l2"), BLUE),),
+            lines=(Line("training", points(tokenizer, "l1", "l2"), "blue"),),
             log=True,
         ),
         Chart(
@@ -428,7 +437,7 @@ def charts_of(run: Run) -> tuple[Chart, ...]:
             title="Tokenizer: quality",
             text="Reconstructions of pictures never seen in training. Higher is better.",
             unit="PSNR, dB",
-            lines=(Line("validation", points(tokenizer, "val_psnr"), ORANGE, marks=True),),
+            lines=(Line("validation", points(tokenizer, "val_psnr"), "orange", marks=True),),
         ),
         Chart(
             name="codes",
@@ -436,19 +445,19 @@ def charts_of(run: Run) -> tuple[Chart, ...]:
             text="Perplexity: how many equally popular codes would carry as much information.",
             unit="codes",
             lines=(
-                Line("training, per batch", points(tokenizer, "perplexity"), BLUE),
-                Line("validation", points(tokenizer, "code_perplexity"), ORANGE, marks=True),
+                Line("training, per batch", points(tokenizer, "perplexity"), "blue"),
+                Line("validation", points(tokenizer, "code_perplexity"), "orange", marks=True),
             ),
             level=(f"all {size} codes", size) if size else None,
         ),
         Chart(
             name="loss",
             title="Generator: surprise",
-            text="Cross-entropy of the next token. Validation is easier: no dropout, averaged weights, all labels.",
+            text="Cross-entropy of the next token. Lower is better." + EASIER * bool(validation),
             unit="nats per token",
             lines=(
-                Line("training", points(generator, "loss"), BLUE),
-                Line("validation", points(generator, "val_loss"), ORANGE, marks=True),
+                Line("training", points(generator, "loss"), "blue"),
+                Line("validation", validation, "orange", marks=True),
             ),
             level=(f"blind guess, ln {size}", math.log(size)) if size else None,
         ),
@@ -476,18 +485,18 @@ def svg(chart: Chart) -> str:
 
 def draw(axes: Any, chart: Chart) -> None:
     for line in chart.lines:
-        if line.points:
-            axes.plot(*zip(*line.points, strict=True), color=line.color, label=line.label, marker="o" * line.marks)
+        steps, values = [step for step, _ in line.points], [value for _, value in line.points]
+        axes.plot(steps, values, color=COLORS[line.color], marker="o" if line.marks or len(steps) < 3 else "")
     if chart.level:
-        axes.axhline(chart.level[1], color=TEXT, linewidth=0.9, linestyle=(0, (4, 3)), label=chart.level[0])
+        axes.axhline(chart.level[1], color=COLORS["soft"], linewidth=0.9, linestyle=(0, (4, 3)))
     if chart.log:
         use_log_scale(axes)
+    axes.margins(x=0.03, y=0.08)
+    axes.set_xlim(left=0)
+    axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.set_xlabel("step", loc="right")
     axes.set_title(chart.unit, loc="left")
     axes.tick_params(length=0)
-    axes.margins(x=0.02, y=0.08)
-    if len(chart.lines) > 1 or chart.level:
-        axes.legend()
 
 
 def use_log_scale(axes: Any) -> None:
@@ -509,21 +518,22 @@ def embedded(document: str, chart: Chart) -> str:
     element = re.sub(r"<svg[^>]*>", f'<svg {box[0]} role="img" aria-label="{escape(chart.title)}">', element, count=1)
     element = re.sub(r"\s*<defs>\s*<style.*?</style>\s*</defs>", "", element, count=1, flags=re.DOTALL)
     element = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{chart.name}-", element)
-    for drawn, wanted in PAGE_COLORS.items():
-        element = element.replace(drawn, wanted)
+    for name, drawn in COLORS.items():
+        element = element.replace(drawn, f"var(--{name})")
     return element
 
 
+EASIER = " Validation is easier: no dropout, averaged weights, all labels."
 NO_METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))
 CHART_STYLE = {
     "svg.fonttype": "none",
     "font.size": 8.5,
-    "text.color": TEXT,
-    "axes.labelcolor": TEXT,
-    "xtick.labelcolor": TEXT,
-    "ytick.labelcolor": TEXT,
-    "axes.edgecolor": AXIS,
-    "grid.color": AXIS,
+    "text.color": COLORS["soft"],
+    "axes.labelcolor": COLORS["soft"],
+    "xtick.labelcolor": COLORS["soft"],
+    "ytick.labelcolor": COLORS["soft"],
+    "axes.edgecolor": COLORS["line"],
+    "grid.color": COLORS["line"],
     "grid.linewidth": 0.7,
     "axes.grid": True,
     "axes.grid.axis": "y",
@@ -534,8 +544,6 @@ CHART_STYLE = {
     "axes.axisbelow": True,
     "lines.linewidth": 1.5,
     "lines.markersize": 4,
-    "legend.frameon": False,
-    "legend.handlelength": 1.6,
 }
 
 
@@ -584,17 +592,12 @@ def sampling(run: Run) -> Stage:
 
 def remainder(run: Run) -> list[Stage]:
     """What the total holds beyond the stages."""
-    total, parts = (
-        run.number("total_seconds"),
-        [run.number(f"{k}.seconds") for k in ("tokenizer", "generator", "sample")],
-    )
-    if total is None or None in parts:
+    parts = [run.number(f"{name}.seconds") for name in ("tokenizer", "generator", "sample")]
+    rest = (run.number("total_seconds") or 0) - sum(part or 0 for part in parts)
+    if None in parts or rest <= 0:
         return []
-    rest = total - sum(part for part in parts if part is not None)
     work = "reading data, encoding tokens, writing"
-    return (
-        [Stage(name="The rest", work=work, parameters=None, speed="", seconds=rest, color="grey")] if rest > 0 else []
-    )
+    return [Stage(name="The rest", work=work, parameters=None, speed="", seconds=rest, color="grey")]
 
 
 # Small things
@@ -605,7 +608,7 @@ def codebook_size(run: Run) -> int | None:
 
 
 def codebook(run: Run) -> str:
-    """ "512 " """
+    """The number of codes and a space; empty if not known."""
     return f"{codebook_size(run)} " if run.tokenizer else ""
 
 
@@ -637,14 +640,14 @@ def is_number(value: Any) -> bool:
 
 
 def counted(value: float | None, unit: str) -> str:
-    """ "1,200 steps"; empty if not known"""
+    """As "1,200 steps"; empty if not known."""
     if value is None:
         return ""
     return f"{value:,.0f} {unit}" if value >= 100 else f"{value:.3g} {unit}"
 
 
 def short(value: float | None) -> str:
-    """ "1.42 M"; empty if not known"""
+    """As "1.42 M"; empty if not known."""
     if value is None:
         return ""
     scale, unit = next((pair for pair in ((1e9, " B"), (1e6, " M"), (1e3, " k")) if value >= pair[0]), (1, ""))
@@ -652,7 +655,7 @@ def short(value: float | None) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """ "5 min 0 s", "2.0 s"; empty if not known"""
+    """As "5 min 0 s" or "2.0 s"; empty if not known."""
     if seconds is None:
         return ""
     if seconds < 60:
@@ -669,6 +672,12 @@ ATTRIBUTION = (
     '<a href="https://github.com/jdecked/twemoji">Twemoji</a> (Twitter and contributors, CC-BY 4.0) and '
     '<a href="https://github.com/microsoft/fluentui-emoji">Fluent Emoji</a> (Microsoft, MIT), scaled to 64 × 64 pixels '
     "on white; see the file NOTICE of imgtok."
+)
+
+ABOUT_SAMPLES = (
+    "A sample starts from nothing but a category: the generator draws token after token by chance, and the tokenizer "
+    "paints the result. Models this small, trained this briefly, get colours, shapes and styles, and lose fine detail; "
+    "more steps and larger models sharpen it."
 )
 
 PAGE = """<!DOCTYPE html>
@@ -706,13 +715,16 @@ body {
 }
 main { max-width: 1148px; margin: 0 auto; padding: 72px 24px 64px; }
 section { margin-top: 80px; }
-h1 { font-size: clamp(2rem, 5vw, 3.1rem); line-height: 1.12; letter-spacing: -0.025em; margin: 0 0 20px; }
+h1 {
+  font-size: clamp(1.9rem, 4.6vw, 2.9rem); line-height: 1.12; letter-spacing: -0.025em; margin: 0 0 20px;
+  text-wrap: balance;
+}
 h2 { font-size: 1.6rem; line-height: 1.25; letter-spacing: -0.015em; margin: 0 0 12px; }
 h3 { font-size: 1rem; line-height: 1.4; margin: 28px 0 10px; }
 p { margin: 0; }
 .eyebrow { color: var(--blue); font-weight: 600; margin-bottom: 12px; }
-.lead { color: var(--soft); max-width: 44em; text-wrap: pretty; }
-header .lead { font-size: 1.15rem; }
+.lead { color: var(--soft); max-width: 52em; text-wrap: pretty; }
+header .lead { font-size: 1.15rem; text-wrap: balance; }
 section > .lead { margin-bottom: 24px; }
 .cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(170px, 1fr)); gap: 14px; margin-top: 40px; }
 .card, .chart, details, pre { background: var(--card); border: 1px solid var(--line); border-radius: 14px; }
@@ -728,8 +740,12 @@ section > .lead { margin-bottom: 24px; }
 }
 .steps p { color: var(--soft); text-wrap: pretty; }
 img { display: block; width: 100%; height: auto; image-rendering: pixelated; }
+.strip { display: grid; grid-template-columns: 232px minmax(0, 1fr); gap: 8px 40px; }
+.strip { padding: 22px 0; border-top: 1px solid var(--line); }
+.strip h3 { margin: 4px 0 0; }
 .tiles { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(var(--tile), 21%), 1fr)); gap: 10px; }
 .tiles img { max-width: var(--tile); border-radius: 10px; }
+.tiles img, .pairs img, .sheet img { box-shadow: 0 0 0 1px var(--line); }
 .pairs {
   display: grid; gap: 20px 18px;
   grid-template-columns: repeat(auto-fill, minmax(min(2 * var(--tile) + 2px, 46%), 1fr));
@@ -742,9 +758,12 @@ img { display: block; width: 100%; height: auto; image-rendering: pixelated; }
 .pairs figcaption { grid-column: 1 / 3; text-align: right; }
 figcaption { font-size: 0.8rem; color: var(--soft); font-variant-numeric: tabular-nums; padding: 4px 2px 0; }
 .charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(420px, 100%), 1fr)); gap: 16px; }
-.chart { margin: 0; padding: 20px 22px 14px; min-width: 0; }
+.chart { margin: 0; padding: 20px 22px 14px; min-width: 0; display: flex; flex-direction: column; }
 .chart h3 { margin: 0 0 2px; }
-.chart p { font-size: 0.875rem; line-height: 1.45; color: var(--soft); margin-bottom: 14px; }
+.chart p { font-size: 0.875rem; line-height: 1.45; color: var(--soft); margin-bottom: 10px; }
+.legend { display: flex; flex-wrap: wrap; gap: 0 18px; margin: auto 0 10px; font-size: 0.875rem; }
+.legend .dot { width: 14px; height: 4px; vertical-align: middle; margin-right: 8px; }
+.legend .level { height: 0; border-top: 2px dashed var(--soft); border-radius: 0; }
 .chart svg { display: block; width: 100%; height: auto; stroke-linejoin: round; }
 .chart text { font-family: inherit !important; }
 .bar { display: flex; gap: 3px; height: 12px; margin: 12px 0 24px; }
@@ -757,9 +776,8 @@ table { border-collapse: collapse; width: 100%; font-size: 0.925rem; font-varian
 th, td { text-align: left; vertical-align: top; padding: 9px 24px 9px 0; border-bottom: 1px solid var(--line); }
 th { font-weight: 500; color: var(--soft); }
 .numbers th, .numbers td { white-space: nowrap; }
-.numbers :is(th, td):last-child { text-align: right; padding-right: 0; }
 .numbers .total td { font-weight: 650; border-bottom: 0; }
-.facts th, .settings th { width: 40%; }
+.facts th { width: 20%; } .settings th { width: 45%; }
 .facts td, .settings td, .settings th { overflow-wrap: anywhere; padding-right: 0; }
 .settings th, .settings td { padding: 5px 16px 5px 0; }
 .settings, pre, summary span { font-family: ui-monospace, "SF Mono", Menlo, Consolas, "DejaVu Sans Mono", monospace; }
@@ -774,15 +792,21 @@ footer {
   margin-top: 80px; padding-top: 24px; border-top: 1px solid var(--line); font-size: 0.85rem; color: var(--soft);
 }
 a { color: inherit; text-underline-offset: 2px; }
+details .pairs { padding: 6px 0 18px; }
 @media (max-width: 600px) {
   main { padding: 40px 18px 48px; }
   section { margin-top: 56px; }
   .cards { grid-template-columns: 1fr 1fr; gap: 10px; }
   .card { padding: 16px; }
+  .card:last-child:nth-child(odd) { grid-column: 1 / 3; }
   .card b { font-size: 1.8rem; }
+  .strip { grid-template-columns: minmax(0, 1fr); padding: 16px 0; }
   .tiles { gap: 6px; }
   .pairs { gap: 14px 12px; }
   .chart { padding: 16px 14px 10px; }
+  .chart svg { overflow: visible; }
+  .chart text { font-size: 10px !important; }
   .facts th { width: 30%; padding-right: 12px; }
+  .settings th { width: 62%; }
 }
 """

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from imgtok.convert import first_line
 
 
 def write(folder: Path, step: int, state: dict[str, Any], keep: int) -> Path:
-    """Saves `state` (tensors and plain values) as the checkpoint after `step` steps; removes all but the last `keep`."""
+    """Saves `state` (tensors, plain values) as the checkpoint after `step` steps; only the last `keep` stay."""
     path = folder / f"step-{step:08d}.pt"
     with replacing(path) as temporary:
         torch.save(state, temporary)
@@ -31,7 +30,8 @@ def every(folder: Path) -> list[Path]:
 
 
 def latest(folder: Path) -> Path | None:
-    return (every(folder) or [None])[-1]
+    saved = every(folder)
+    return saved[-1] if saved else None
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -42,7 +42,3 @@ def read(path: Path) -> dict[str, Any]:
         raise ValueError(
             f"checkpoint {path} cannot be read: {first_line(error)}; remove it to go on from the one before"
         ) from error
-
-
-def remove_all(folder: Path) -> None:
-    shutil.rmtree(folder, ignore_errors=True)

@@ -113,7 +113,7 @@ class TokenizerLossConfig:
     adversarial_loss: Literal["hinge", "non-saturating"] = "hinge"
     adaptive: bool = True
     """Scale the adversarial loss so that its gradient at the last layer equals that of the reconstruction losses."""
-    discriminator: PatchGANConfig = PatchGANConfig()
+    discriminator: PatchGANConfig = field(default_factory=PatchGANConfig)
 
     def __post_init__(self) -> None:
         if (self.perceptual > 0) != (self.perceptual_network != "none"):

@@ -1,4 +1,4 @@
-"""Batches as a function of the step alone, so that a run resumes anywhere and any number of processes sees the same data."""
+"""Batches as a function of the step alone: a run resumes anywhere, any number of processes sees the same data."""
 
 from __future__ import annotations
 
@@ -49,6 +49,9 @@ class Share(NamedTuple):
         return slice(part * rows, (part + 1) * rows)
 
 
+ALONE = Share()
+
+
 class Batches(Protocol):
     """Item i is micro-batch i % accumulate of step i // accumulate."""
 
@@ -59,7 +62,7 @@ class ImageBatches(Dataset[ImageBatch]):
     """Augmented pictures of one size. An unreadable picture is named in the log and its successor taken."""
 
     def __init__(
-        self, source: ImageSource, image_size: int, data: ImageDataConfig, loop: LoopConfig, share: Share = Share()
+        self, source: ImageSource, image_size: int, data: ImageDataConfig, loop: LoopConfig, share: Share = ALONE
     ) -> None:
         if len(source) == 0:
             raise ValueError("there are no pictures to train on")
@@ -94,13 +97,13 @@ class ImageBatches(Dataset[ImageBatch]):
         if image.shape[-2:] == (self.image_size, self.image_size):
             return image
         generator = derived_generator(self.loop.seed, "crop", step, row)
-        return random_crop(image, self.image_size, self.data.crop_scale, generator)
+        return random_crop(image, self.image_size, self.data.crop_scale, generator=generator)
 
 
 class TokenBatches(Dataset[TokenBatch]):
     """Rows of a token cache with their labels."""
 
-    def __init__(self, cache: TokenCache, loop: LoopConfig, share: Share = Share()) -> None:
+    def __init__(self, cache: TokenCache, loop: LoopConfig, share: Share = ALONE) -> None:
         if len(cache) == 0:
             raise ValueError("the token cache is empty")
         share.of(loop, 0)

@@ -17,6 +17,7 @@ from typing import Any, cast
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import DataLoader, Dataset
 
 from imgtok import config as configs
@@ -56,7 +57,7 @@ class Player:
 
     def __init__(self, module: nn.Module, config: OptimizerConfig, accelerator: Accelerator) -> None:
         module.to(accelerator.device)
-        groups = [
+        groups: list[dict[str, Any]] = [
             {"params": [p for p in module.parameters() if p.requires_grad and p.ndim >= 2]},
             {"params": [p for p in module.parameters() if p.requires_grad and p.ndim < 2], "weight_decay": 0.0},
         ]
@@ -159,10 +160,15 @@ class Run:
     def adversary_active(self) -> bool:
         return self.adversary is not None and self.task.adversary.active(self.step)
 
-    def autocast(self) -> torch.autocast:
-        return torch.autocast(
-            self.accelerator.device.type, dtype=torch.bfloat16, enabled=self.loop.precision == "bf16"
-        )
+    @contextlib.contextmanager
+    def autocast(self) -> Iterator[None]:
+        """Mixed precision; on a CPU also plain attention, since the backward pass of the fused kernel is slower there."""
+        device = self.accelerator.device.type
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(torch.autocast(device, dtype=torch.bfloat16, enabled=self.loop.precision == "bf16"))
+            if device == "cpu":
+                stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+            yield
 
     def synchronised(self, player: Player, last: bool) -> contextlib.AbstractContextManager[Any]:
         """Gradients are exchanged between processes in the last micro-batch only."""
@@ -220,7 +226,9 @@ def fit(
                 save(run, checkpoints, name)
             if stop and not done:
                 log.close()
-                raise Stopped(f"{name} stopped after step {run.step}; the same command with --resume goes on from {out}")
+                raise Stopped(
+                    f"{name} stopped after step {run.step}; the same command with --resume goes on from {out}"
+                )
     seconds = time.monotonic() - started
     if not metrics:  # resumed after its last step
         metrics = evaluate(run, log, out)
@@ -346,7 +354,9 @@ def prepare_folder(out: Path, config: Any, resume: bool) -> None:
     if known and not resume:
         raise ValueError(f"{out} already holds a run; add --resume to go on with it, or choose another --out")
     if known and configs.read_json(path) != configs.to_dict(config):
-        raise ValueError(f"{out} holds a run with other settings than these; repeat its settings or choose another --out")
+        raise ValueError(
+            f"{out} holds a run with other settings than these; repeat its settings or choose another --out"
+        )
     if resume and not known:
         raise ValueError(f"there is no run to resume in {out}; leave out --resume to start one")
     if not known:

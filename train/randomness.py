@@ -1,4 +1,4 @@
-"""Randomness as a function of (seed, step, purpose): a resumed run draws what the uninterrupted one would have drawn."""
+"""Randomness as a function of (seed, step, purpose): a resumed run draws what an uninterrupted one would draw."""
 
 from __future__ import annotations
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import logging
 import shutil
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
+from torch.utils.data import Dataset
 
 from imgtok import hub
 from imgtok.data import ImageSource
@@ -15,7 +17,13 @@ from imgtok.data import load as load_images
 from imgtok.generators.condition import Label
 from imgtok.tokencache import TokenCache, encode_source
 from imgtok.tokenizer import Tokenizer
-from imgtok.train.config import GeneratorTraining, TokenDataConfig, TokenizerTraining
+from imgtok.train.config import (
+    GeneratorTraining,
+    LoopConfig,
+    OptimizerConfig,
+    TokenDataConfig,
+    TokenizerTraining,
+)
 from imgtok.train.data import ImageBatches, Share, TokenBatches
 from imgtok.train.loop import Outcome, fit, prepare_folder
 from imgtok.train.randomness import derived_seed
@@ -24,23 +32,26 @@ from imgtok.train.tasks import GeneratorTask, TokenizerTask
 logger = logging.getLogger(__name__)
 
 
+class Parts(NamedTuple):
+    """What `fit` needs."""
+
+    task: Any
+    batches: Dataset[Any]
+    optimizers: tuple[OptimizerConfig, ...]
+    loop: LoopConfig
+    accelerator: Accelerator
+
+
 def train_tokenizer(
     config: TokenizerTraining, out: str | Path, *, resume: bool = False, device: str = "auto"
 ) -> Outcome:
-    """Trains a tokenizer on images; `imgtok.load(out)` reads the result. Errors as `fit` and `prepare_folder` raise them."""
+    """Trains a tokenizer on images; `imgtok.load(out)` reads the result. Raises what `fit` and `prepare_folder` raise."""
     out, accelerator = Path(out), accelerator_for(device)
-    training = load_images(config.data.source, "train", val_share=config.data.val_share)
-    validation = optional_images(config.data.source, config.data.val_share)
-    share = Share(accelerator.process_index, accelerator.num_processes)
-    batches = ImageBatches(training, config.tokenizer.image_size, config.data, config.loop, share)
+    parts = tokenizer_parts(config, accelerator)
     if accelerator.is_main_process:
         prepare_folder(out, config, resume)
     accelerator.wait_for_everyone()
-    logger.info("tokenizer: %d training pictures, %d for validation", len(training), len(validation or ()))
-    torch.manual_seed(derived_seed(config.loop.seed, "weights"))
-    task = TokenizerTask(config, validation)
-    optimizers = (config.optimizer, config.discriminator_optimizer)
-    return fit(task, batches, optimizers, config.loop, out, accelerator=accelerator, name="tokenizer")
+    return fit(*parts[:4], out, accelerator=accelerator, name="tokenizer")
 
 
 def train_generator(
@@ -48,32 +59,57 @@ def train_generator(
 ) -> Outcome:
     """Trains a generator on the tokens that `tokenizer` (a preset or a folder) makes of the images.
 
-    Tokens are encoded once, to `out`/tokens. The tokenizer is copied to `out`/tokenizer, so that `out` samples by itself.
+    Tokens are encoded once, to `out`/tokens. The tokenizer is copied to `out`/tokenizer: `out` samples by itself.
     """
     out, accelerator = Path(out), accelerator_for(device)
-    share = Share(accelerator.process_index, accelerator.num_processes)
-    share.of(config.loop, 0)
+    share_of(accelerator).of(config.loop, 0)
     if accelerator.is_main_process:
-        images = load_images(config.data.source, "train", val_share=config.data.val_share)
+        load_images(config.data.source, "train", val_share=config.data.val_share)
         prepare_folder(out, config, resume)
         copy_tokenizer(tokenizer, out / "tokenizer", resume)
-        model = hub.load(out / "tokenizer").to(accelerator.device)
-        encode_once(model, images, config.data, out / "tokens" / "train", config.data.shifts, config.data.flip)
-        validation_source = optional_images(config.data.source, config.data.val_share)
-        if validation_source is not None:
-            encode_once(model, validation_source, config.data, out / "tokens" / "val", 0, False)
+        encode_splits(config.data, out, accelerator.device)
     accelerator.wait_for_everyone()
-    frozen = hub.load(out / "tokenizer", device=accelerator.device)
+    parts = generator_parts(config, out, accelerator)
+    return fit(*parts[:4], out, accelerator=accelerator, name="generator")
+
+
+def tokenizer_parts(config: TokenizerTraining, accelerator: Accelerator) -> Parts:
+    training = load_images(config.data.source, "train", val_share=config.data.val_share)
+    validation = optional_images(config.data.source, config.data.val_share)
+    logger.info("tokenizer: %d training pictures, %d for validation", len(training), len(validation or ()))
+    batches = ImageBatches(training, config.tokenizer.image_size, config.data, config.loop, share_of(accelerator))
+    torch.manual_seed(derived_seed(config.loop.seed, "weights"))
+    optimizers = (config.optimizer, config.discriminator_optimizer)
+    return Parts(TokenizerTask(config, validation), batches, optimizers, config.loop, accelerator)
+
+
+def generator_parts(config: GeneratorTraining, out: Path, accelerator: Accelerator) -> Parts:
+    """After `out`/tokenizer and `out`/tokens have been made."""
+    tokenizer = hub.load(out / "tokenizer", device=accelerator.device)
     cache = TokenCache(out / "tokens" / "train")
     validation = TokenCache(out / "tokens" / "val") if (out / "tokens" / "val").is_dir() else None
+    batches = TokenBatches(cache, config.loop, share_of(accelerator))
     torch.manual_seed(derived_seed(config.loop.seed, "weights"))
-    task = GeneratorTask(config.model.config(frozen.config, labels_of(cache, config)), validation, frozen)
-    batches = TokenBatches(cache, config.loop, share)
-    return fit(task, batches, (config.optimizer,), config.loop, out, accelerator=accelerator, name="generator")
+    task = GeneratorTask(config.model.config(tokenizer.config, labels_of(cache, config)), validation, tokenizer)
+    return Parts(task, batches, (config.optimizer,), config.loop, accelerator)
+
+
+def encode_splits(data: TokenDataConfig, out: Path, device: torch.device) -> None:
+    """Training images in all versions and validation images as they are, to `out`/tokens."""
+    tokenizer = hub.load(out / "tokenizer", device=device)
+    images = load_images(data.source, "train", val_share=data.val_share)
+    encode_once(tokenizer, images, data, out / "tokens" / "train", data.shifts, data.flip)
+    validation = optional_images(data.source, data.val_share)
+    if validation is not None:
+        encode_once(tokenizer, validation, data, out / "tokens" / "val", 0, False)
+
+
+def share_of(accelerator: Accelerator) -> Share:
+    return Share(accelerator.process_index, accelerator.num_processes)
 
 
 def accelerator_for(device: str) -> Accelerator:
-    """"auto": what accelerate finds; "cpu": the CPU. Precision is the loop's business."""
+    """ "auto": what accelerate finds; "cpu": the CPU. Precision is the loop's business."""
     if device not in ("auto", "cpu", "cuda", "mps"):
         raise ValueError(f"device must be auto, cpu, cuda or mps, got {device!r}")
     if device == "cuda" and not torch.cuda.is_available():
@@ -117,6 +153,4 @@ def encode_once(
             return cache
         shutil.rmtree(folder)
     logger.info("encoding %d pictures to %s", len(source), folder)
-    return encode_source(
-        tokenizer, fingerprint, source, folder, flip=flip, shifts=shifts, max_shift=data.max_shift
-    )
+    return encode_source(tokenizer, fingerprint, source, folder, flip=flip, shifts=shifts, max_shift=data.max_shift)

@@ -107,6 +107,8 @@ class TokenizerTask(nn.Module):
             losses["perceptual"] = config.perceptual * network(output, images).mean()
         if self.adversary is not None and self.adversary.active(step):
             losses["adversarial"] = config.adversarial * self.fooling(output, sum(losses.values(), torch.zeros(())))
+        if config.entropy > 0:  # a softmax over all codes: not for nothing
+            losses["entropy"] = config.entropy * self.model.quantizer.entropy_loss(result.latents)
         for name, loss in result.quantized.losses.items():
             losses[name] = getattr(config, name) * loss
         used = {name: loss for name, loss in losses.items() if getattr(config, name) > 0}

@@ -35,6 +35,10 @@ class Quantizer(Protocol):
         """b ... d -> b ..., the index of the code that represents each vector."""
         ...
 
+    def entropy_loss(self, latents: Tensor) -> Tensor:
+        """A scalar that is low when each latent is sure of its code and all codes are used alike."""
+        ...
+
     def upkeep(self) -> Upkeep:
         """A fresh record of the codebook's use, kept by the training task."""
         ...

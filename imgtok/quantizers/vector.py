@@ -49,7 +49,7 @@ class VectorQuantizer(nn.Module):
         self.codebook_size, self.codebook_dim = config.codebook_size, config.codebook_dim
         self.embedding = nn.Embedding(config.codebook_size, config.codebook_dim)
         nn.init.uniform_(self.embedding.weight, -1 / config.codebook_size, 1 / config.codebook_size)
-        if config.l2_norm:
+        if config.l2_norm and not self.embedding.weight.is_meta:
             self.embedding.weight.data = F.normalize(self.embedding.weight.data, dim=-1)
         self.embedding.weight.requires_grad_(config.learning == "loss")
 
@@ -62,17 +62,17 @@ class VectorQuantizer(nn.Module):
         return Quantized(latents + (codes - latents).detach(), indices, losses)
 
     def losses(self, latents: Tensor, codes: Tensor) -> dict[str, Tensor]:
-        losses = {"commitment": F.mse_loss(latents, codes.detach()), "entropy": self.entropy_loss(latents)}
+        losses = {"commitment": F.mse_loss(latents, codes.detach())}
         if self.config.learning == "loss":
             losses["codebook"] = F.mse_loss(codes, latents.detach())
         return losses
 
     def entropy_loss(self, latents: Tensor) -> Tensor:
-        """Mean entropy of the soft assignments minus the entropy of their mean (arXiv:2310.05737 eq. 5).
+        """Of latents b ... d: mean entropy of soft assignments minus the entropy of their mean (arXiv:2310.05737 eq. 5).
 
         Low when each latent is sure of its code and all codes are used alike. The 1e-5 in the logarithm is LlamaGen's.
         """
-        logits = -self.distances(latents.flatten(0, -2)) / self.config.entropy_temperature
+        logits = -self.distances(self.normalize(latents.float()).flatten(0, -2)) / self.config.entropy_temperature
         log_probs = logits.log_softmax(-1)
         probs = log_probs.exp()
         mean = probs.mean(0)

@@ -6,8 +6,7 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -16,6 +15,9 @@ import tyro
 from tqdm import tqdm
 
 from imgtok.data.folder import EXTENSIONS
+from imgtok.hub import load
+from imgtok.presets import PRESETS as TOKENIZERS
+from imgtok.tokenizer import Tokenizer
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
 Flag = tyro.conf.FlagCreatePairsOff[bool]  # an option without its --no- form
@@ -56,7 +58,9 @@ def check_pictures_place(out: Path, overwrite: bool) -> None:
     """`out` may take pictures: a new or empty folder, or with `overwrite` any."""
     check_place(out)
     if not overwrite and contents(out):
-        raise ValueError(f"--out {out} is not empty; choose another, or add --overwrite to replace files of equal names")
+        raise ValueError(
+            f"--out {out} is not empty; choose another, or add --overwrite to replace files of equal names"
+        )
 
 
 def check_replaced_place(out: Path, own: Collection[str], overwrite: bool) -> None:
@@ -68,7 +72,9 @@ def check_replaced_place(out: Path, own: Collection[str], overwrite: bool) -> No
     if foreign:
         raise ValueError(f"--out {out} holds {foreign[0]!r}, which would be lost; choose another")
     if contents(out) and not overwrite:
-        raise ValueError(f"--out {out} already holds {', '.join(sorted(contents(out)))}; add --overwrite to replace them")
+        raise ValueError(
+            f"--out {out} already holds {', '.join(sorted(contents(out)))}; add --overwrite to replace them"
+        )
 
 
 def contents(folder: Path) -> set[str]:
@@ -99,11 +105,21 @@ def safe_stem(name: str) -> str:
     return "/".join("_" if part.strip(".") == "" else part for part in parts if part) or "_"
 
 
-@contextmanager
-def progress(name: str, unit: str, total: int | None = None) -> Iterator[Callable[[int], None]]:
-    """A bar on the error stream if that is a terminal; what is yielded is told how many are done."""
-    with tqdm(total=total, desc=name, unit=unit, disable=not sys.stderr.isatty()) as bar:
-        yield lambda done: bar.update(done - bar.n) and None
+def progress(name: str, unit: str, total: int) -> tqdm:
+    """A bar on the error stream, if that is a terminal."""
+    return tqdm(total=total, desc=name, unit=unit, disable=not sys.stderr.isatty())
+
+
+def load_tokenizer(model: str, weights: Path | None, device: torch.device) -> Tokenizer:
+    """What --model and --weights name."""
+    check_weights("weights", weights, model, TOKENIZERS)
+    return load(model, weights=weights, device=device)
+
+
+def check_weights(option: str, weights: Path | None, model: str, presets: Collection[str]) -> None:
+    """A file of weights is only for a preset: a folder has its own."""
+    if weights is not None and model not in presets:
+        raise ValueError(f"--{option} {weights} is for a preset, but {model!r} is none; presets: {', '.join(presets)}")
 
 
 def command_line(words: Sequence[object]) -> str:

@@ -73,7 +73,8 @@ def losses(case: Case, tokenizer: Tokenizer, call: Call) -> None:
     assert arguments["entropy_log_eps"] == 1e-5
     quantizer = replace(tokenizer.config.quantizer, entropy_temperature=arguments["entropy_temperature"]).build()
     quantizer.load_state_dict(tokenizer.quantizer.state_dict())
-    raw = quantizer.train()(rearrange(latent, "b d h w -> b h w d")).losses
+    latents = rearrange(latent, "b d h w -> b h w d")
+    raw = quantizer.train()(latents).losses | {"entropy": quantizer.entropy_loss(latents)}
     weights = dict.fromkeys(raw, 1.0)
     if arguments["weights_included"]:
         weights |= {"commitment": case.config["commit_loss_beta"], "entropy": case.config["entropy_loss_ratio"]}

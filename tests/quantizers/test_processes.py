@@ -1,72 +1,95 @@
-"""Two processes that each see half a batch end with one codebook: that of a single process with the whole batch."""
+"""Two processes that each see half a batch end with one codebook: that of a single process with the whole batch.
+
+The processes run this file as a script, since a module of tests cannot be imported by another process.
+"""
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+from torch import Tensor
 
 from imgtok.quantizers.usage import code_counts
 from imgtok.quantizers.vector import VectorConfig
 
 STEPS = 4
+CONFIGS = {
+    "cosine": VectorConfig(codebook_size=8, codebook_dim=3, learning="ema", ema_decay=0.6, reseed_below=0.0),
+    "euclidean": VectorConfig(
+        codebook_size=8, codebook_dim=3, l2_norm=False, learning="ema", ema_decay=0.6, reseed_below=0.0
+    ),
+    "reseeded": VectorConfig(codebook_size=16, codebook_dim=3, learning="ema", ema_decay=0.3, reseed_below=0.5),
+}
 
 
-def batches(step: int) -> torch.Tensor:
-    """The whole batch of a step: four pictures of nine latents."""
-    return torch.randn(4, 9, 3, generator=torch.Generator().manual_seed(step)) + 1
+def noise(seed: int, *shape: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def train(config: VectorConfig, share: slice) -> dict[str, torch.Tensor]:
-    """Some steps of upkeep on a share of each batch; returns all that it leaves behind."""
+def train(config: VectorConfig, share: slice) -> dict[str, Tensor]:
+    """Some steps of upkeep on a share of each batch of four pictures of nine latents; all that it leaves behind."""
     quantizer = config.build()
     with torch.no_grad():
-        quantizer.embedding.weight.copy_(
-            torch.randn(config.codebook_size, 3, generator=torch.Generator().manual_seed(99))
-        )
-    upkeep, logged = quantizer.upkeep(), {}
+        quantizer.embedding.weight.copy_(noise(99, config.codebook_size, 3))
+    upkeep, reseeded = quantizer.upkeep(), torch.tensor(0)
     for step in range(STEPS):
-        latents = batches(step)[share]
+        latents = noise(step, 4, 9, 3)[share] + 1
         indices = quantizer(latents).indices
         logged = upkeep.update(quantizer, latents, indices, torch.Generator().manual_seed(step))
-    counts = code_counts(quantizer(latents).indices, config.codebook_size)
-    return {**quantizer.state_dict(), **upkeep.state_dict(), **logged, "use": counts}
+        reseeded += logged["reseeded"]
+    use = code_counts(indices, config.codebook_size)
+    return {**quantizer.state_dict(), **upkeep.state_dict(), "perplexity": logged["perplexity"], "use": use} | {
+        "reseeded": reseeded
+    }
 
 
-def worker(rank: int, folder: str, config: VectorConfig) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+def work(rank: int, folder: Path) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
+    share = slice(2 * rank, 2 * rank + 2)
+    torch.save({name: train(config, share) for name, config in CONFIGS.items()}, folder / f"{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory) -> list[dict[str, dict[str, Tensor]]]:
+    """What each of the two processes ends with, by configuration."""
+    if not dist.is_available() or not dist.is_gloo_available():
+        pytest.skip("this torch has no gloo")
+    folder = tmp_path_factory.mktemp("processes")
+    started = [subprocess.Popen([sys.executable, __file__, str(rank), str(folder)]) for rank in range(2)]
     try:
-        torch.save(train(config, slice(2 * rank, 2 * rank + 2)), f"{folder}/{rank}.pt")
+        assert [process.wait(timeout=120) for process in started] == [0, 0]
     finally:
-        dist.destroy_process_group()
-
-
-def on_two_processes(folder: Path, config: VectorConfig) -> list[dict[str, torch.Tensor]]:
-    mp.spawn(worker, args=(str(folder), config), nprocs=2)
+        for process in started:
+            process.kill()
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
 
 
-@pytest.mark.parametrize("l2_norm", [True, False])
-def test_two_processes_equal_one_on_the_whole_batch(tmp_path, l2_norm):
-    config = VectorConfig(
-        codebook_size=8, codebook_dim=3, l2_norm=l2_norm, learning="ema", ema_decay=0.6, reseed_below=0.0
-    )
-    first, second = on_two_processes(tmp_path, config)
-    whole = train(config, slice(None))
-    assert first.keys() == whole.keys()
-    for name, value in whole.items():
-        assert torch.equal(first[name], second[name]), name
-        torch.testing.assert_close(first[name], value, msg=lambda text, name=name: f"{name}: {text}")
-    assert not torch.equal(whole["use"], train(config, slice(0, 2))["use"])  # half a batch would not do
+@pytest.mark.parametrize("name", CONFIGS)
+def test_both_processes_end_with_the_same_codebook(both, name):
+    first, second = (outcome[name] for outcome in both)
+    assert first.keys() == second.keys()
+    for key in first:
+        assert torch.equal(first[key], second[key]), key
 
 
-def test_two_processes_re_seed_the_same_codes_with_the_same_latents(tmp_path):
-    config = VectorConfig(codebook_size=16, codebook_dim=3, learning="ema", ema_decay=0.3, reseed_below=0.5)
-    first, second = on_two_processes(tmp_path, config)
-    assert int(first["reseeded"]) > 0
-    for name in first:
-        assert torch.equal(first[name], second[name]), name
+@pytest.mark.parametrize("name", ["cosine", "euclidean"])
+def test_two_processes_equal_one_on_the_whole_batch(both, name):
+    whole, half = train(CONFIGS[name], slice(None)), train(CONFIGS[name], slice(0, 2))
+    for key, value in whole.items():
+        torch.testing.assert_close(both[0][name][key], value, msg=lambda text, key=key: f"{key}: {text}")
+    assert not torch.equal(whole["use"], half["use"])  # half of each batch would not do
+
+
+def test_the_processes_did_re_seed(both):
+    assert int(both[0]["reseeded"]["reseeded"]) > 0
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    work(int(sys.argv[1]), Path(sys.argv[2]))

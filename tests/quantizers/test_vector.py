@@ -108,7 +108,7 @@ def test_the_gradient_passes_straight_through_to_the_unit_sphere():
 @both_norms
 def test_losses_follow_their_formulas(l2_norm):
     quantizer, latents = quantizer_of(replace(CONFIG, l2_norm=l2_norm)).train(), noise(2, 5, 4, seed=1)
-    losses = quantizer(latents).losses
+    losses = quantizer(latents).losses | {"entropy": quantizer.entropy_loss(latents)}
     codes, vectors = quantizer.embedding.weight.detach().double(), latents.double().reshape(-1, 4)
     if l2_norm:
         codes, vectors = (x / x.norm(dim=-1, keepdim=True) for x in (codes, vectors))
@@ -121,6 +121,7 @@ def test_losses_follow_their_formulas(l2_norm):
     for name, expected in {"commitment": error, "codebook": error, "entropy": entropy}.items():
         torch.testing.assert_close(losses[name].double(), expected, atol=1e-5, rtol=1e-5)
     assert losses.keys() == {"commitment", "codebook", "entropy"}
+    torch.testing.assert_close(quantizer.entropy_loss(latents[0]), quantizer.entropy_loss(latents[:1]))
 
 
 def test_each_loss_moves_its_own_side():
@@ -135,10 +136,10 @@ def test_each_loss_moves_its_own_side():
 
 def test_the_entropy_loss_is_lowest_when_codes_are_sure_and_all_used():
     codes = torch.eye(4) * 10
-    quantizer = quantizer_of(replace(CONFIG, codebook_size=4), codes).train()
-    sure_and_all = quantizer(codes[None]).losses["entropy"]
-    sure_of_one = quantizer(codes[:1].expand(1, 4, 4)).losses["entropy"]
-    unsure = quantizer(torch.zeros(1, 4, 4)).losses["entropy"]
+    quantizer = quantizer_of(replace(CONFIG, codebook_size=4), codes)
+    sure_and_all = quantizer.entropy_loss(codes[None])
+    sure_of_one = quantizer.entropy_loss(codes[:1].expand(1, 4, 4))
+    unsure = quantizer.entropy_loss(torch.zeros(1, 4, 4))
     torch.testing.assert_close(sure_and_all, torch.tensor(-math.log(4)), atol=1e-3, rtol=0)
     torch.testing.assert_close(sure_of_one, torch.tensor(0.0), atol=1e-3, rtol=0)
     torch.testing.assert_close(unsure, torch.tensor(0.0), atol=1e-3, rtol=0)
@@ -233,7 +234,9 @@ def test_never_means_never():
 def test_the_same_generator_re_seeds_the_same():
     def outcome(seed: int) -> Tensor:
         quantizer = quantizer_of(replace(CONFIG, reseed_below=0.5, ema_decay=0.0))
-        quantizer.upkeep().update(quantizer, noise(1, 200, 4, seed=1), torch.zeros(1, 200, dtype=torch.int64), dice(seed))
+        quantizer.upkeep().update(
+            quantizer, noise(1, 200, 4, seed=1), torch.zeros(1, 200, dtype=torch.int64), dice(seed)
+        )
         return quantizer.embedding.weight.detach()
 
     assert torch.equal(outcome(3), outcome(3))

@@ -44,7 +44,9 @@ def generator(width: int, depth: int, num_heads: int) -> GeneratorTraining:
     """300 epochs at batch 256, constant 1e-4, decay 0.05; dropout 0.1, labels dropped with 0.1."""
     return GeneratorTraining(
         model=TransformerSizes(width=width, depth=depth, num_heads=num_heads, dropout=0.1, drop_condition=0.1),
-        loop=LoopConfig(steps=300 * IMAGENET // 256, batch_size=256, ema_decay=0.9999, checkpoint_every=5000, workers=4),
+        loop=LoopConfig(
+            steps=300 * IMAGENET // 256, batch_size=256, ema_decay=0.9999, checkpoint_every=5000, workers=4
+        ),
         data=TokenDataConfig(source=".", flip=True, shifts=4, max_shift=12),
         optimizer=OptimizerConfig(lr=1e-4, betas=(0.9, 0.95), weight_decay=0.05, max_grad_norm=1.0),
     )
@@ -76,5 +78,9 @@ def gpt_xl() -> GeneratorTraining:
     return generator(1280, 36, 20)
 
 
-TOKENIZERS = {"llamagen-vq-f16": tokenizer_f16, "llamagen-vq-f8": tokenizer_f8, "llamagen-vq-f16-t2i": tokenizer_f16_t2i}
+TOKENIZERS = {
+    "llamagen-vq-f16": tokenizer_f16,
+    "llamagen-vq-f8": tokenizer_f8,
+    "llamagen-vq-f16-t2i": tokenizer_f16_t2i,
+}
 GENERATORS = {"llamagen-gpt-b": gpt_b, "llamagen-gpt-l": gpt_l, "llamagen-gpt-xl": gpt_xl}

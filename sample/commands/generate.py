@@ -1,0 +1,255 @@
+"""imgtok generate: images from a generator and its tokenizer."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+import tyro
+from torch import Tensor
+
+from imgtok import __version__
+from imgtok.atomic import write_text
+from imgtok.config import to_dict
+from imgtok.convert import read_state
+from imgtok.data import grid as sheet
+from imgtok.data import save_png, to_uint8
+from imgtok.generators.condition import LabelConditionConfig, TextConditionConfig, TextFeatures
+from imgtok.generators.generator import Generator
+from imgtok.generators.hub import load, load_config
+from imgtok.generators.presets import PRESETS
+from imgtok.hub import CONFIG_FILE
+from imgtok.presets import PRESETS as TOKENIZERS
+from imgtok.sample.commands.common import (
+    Device,
+    Flag,
+    check_pictures_place,
+    check_positive,
+    check_weights,
+    find_device,
+    load_tokenizer,
+    progress,
+    set_threads,
+)
+from imgtok.sample.guidance import Guidance
+from imgtok.sample.images import check_pair
+from imgtok.sample.images import generate as draw
+from imgtok.sample.law import Law
+from imgtok.tokenizer import Tokenizer
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+GRID, SETTINGS = "grid.png", "samples.json"
+IN_GRID_AT_MOST = 64
+FEW = 8  # images, where there are no classes to show one by one
+
+
+class Wanted(NamedTuple):
+    """What to draw."""
+
+    condition: Any
+    """What the generator takes, one row an image."""
+    rows: list[dict[str, str | int]]
+    """The same for the reader."""
+
+
+def generate(
+    *,
+    model: str,
+    tokenizer: str | None = None,
+    weights: Path | None = None,
+    tokenizer_weights: Path | None = None,
+    label: tyro.conf.UseAppendAction[tuple[str, ...]] = (),
+    features: Path | None = None,
+    num: int | None = None,
+    seed: int = 0,
+    guidance: float = 3.0,
+    guidance_schedule: Literal["constant", "linear", "cosine"] = "constant",
+    guidance_power: float = 1.0,
+    guidance_steps: int | None = None,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    out: Path = Path("samples"),
+    grid: bool = True,
+    overwrite: Flag = False,
+    batch_size: int = 16,
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32",
+    device: Device = "auto",
+    threads: int | None = None,
+) -> None:
+    """Draw images. Image i of a seed is the same whatever the batch size and the number of images.
+
+    Without --label, every class of the generator's first label set is drawn in turn.
+
+    Args:
+        model: Generator: a folder that training or `imgtok convert` wrote, or a preset.
+        tokenizer: Its tokenizer, a folder or a preset; None: the one inside the generator's folder, or the preset's.
+        weights: The generator preset's published file, instead of a download.
+        tokenizer_weights: The tokenizer preset's published file, instead of a download.
+        label: NAME=VALUE, as in --label category="Food & Drink" --label style=noto; VALUE is a class or its number.
+        features: For text: a .safetensors file with "features" (captions slots width) and "visible" (captions slots).
+        num: Number of images; None: one per class or caption, or 8 if labels are given.
+        seed: Any integer.
+        guidance: How far past the unconditional law; 1: no guidance.
+        guidance_schedule: How guidance rises over an image from 1 to its full strength.
+        guidance_power: For cosine: above 1, it rises later.
+        guidance_steps: Guide only the first tokens, this many; None: all.
+        temperature: Below 1: likelier tokens are favoured; 0: always the likeliest.
+        top_k: Draw among this many likeliest tokens; 0: all.
+        top_p: Draw among the likeliest tokens that have this probability together.
+        out: Folder for 00000.png and so on, grid.png and samples.json, which repeats the settings.
+        grid: Write grid.png with the first 64 images.
+        overwrite: Replace the images of an earlier run in --out.
+        batch_size: Images drawn at a time.
+        dtype: Of the generator's parameters and arithmetic; the tokenizer decodes in float32.
+        device: auto: CUDA if there is one, else the CPU.
+        threads: CPU threads; None: torch's choice.
+    """
+    set_threads(threads)
+    check_positive("batch-size", batch_size)
+    check_pictures_place(out, overwrite)
+    law = Law(temperature=temperature, top_k=top_k, top_p=top_p)
+    strength = Guidance(scale=guidance, schedule=guidance_schedule, power=guidance_power, steps=guidance_steps)
+    where, wanted = find_device(device), wanted_images(load_config(model).condition, label, features, num)
+    partner = tokenizer or tokenizer_of(model)
+    pair = load_pair(model, weights, partner, tokenizer_weights, where, DTYPES[dtype])
+    settings = {"model": model, "tokenizer": partner, "seed": seed, "dtype": dtype, "device": str(where)}
+    start_folder(out, settings | {"guidance": to_dict(strength), "law": to_dict(law)}, wanted.rows)
+    started, condition = time.monotonic(), on_device(wanted.condition, where)
+    images = draw(*pair, condition, seed=seed, batch_size=batch_size, law=law, guidance=strength)
+    first = save_all(images, out, len(wanted.rows))
+    seconds = time.monotonic() - started
+    if grid:
+        save_png(out / GRID, sheet(first, columns=8))
+    print(f"{out}: {len(wanted.rows)} images in {seconds:.1f} s, {len(wanted.rows) / seconds:.3g} images/s")
+
+
+def wanted_images(
+    config: LabelConditionConfig | TextConditionConfig, words: Sequence[str], features: Path | None, num: int | None
+) -> Wanted:
+    """What --label or --features, and --num, ask for."""
+    if num is not None:
+        check_positive("num", num)
+    if isinstance(config, TextConditionConfig):
+        if words:
+            raise ValueError(f"--label {words[0]}: this generator is told texts, not labels; give --features FILE")
+        return captioned(config, features, num)
+    if features is not None:
+        raise ValueError(f"--features {features}: this generator is told labels, not texts; {known_labels(config)}")
+    return labelled(config, words, num)
+
+
+def labelled(config: LabelConditionConfig, words: Sequence[str], num: int | None) -> Wanted:
+    chosen, first = chosen_labels(config, words), config.labels[0]
+    if chosen:
+        rows = [chosen] * (num or FEW)
+    else:
+        each = first.size if first.size > 1 else FEW
+        rows = [{first.name: i % first.size} for i in range(num or each)]
+    numbers = [[row.get(label.name, label.size) for label in config.labels] for row in rows]
+    values = {label.name: label.values or range(label.size) for label in config.labels}
+    return Wanted(torch.tensor(numbers), [{name: values[name][number] for name, number in row.items()} for row in rows])
+
+
+def chosen_labels(config: LabelConditionConfig, words: Sequence[str]) -> dict[str, int]:
+    """NAME=VALUE words as numbers by name; ValueError for a name or a value that the generator does not know."""
+    known, chosen = {label.name: label for label in config.labels}, dict[str, int]()
+    for word in words:
+        name, equals, value = word.partition("=")
+        if not equals or name not in known:
+            raise ValueError(f"--label {word} must be NAME=VALUE; {known_labels(config)}")
+        if name in chosen:
+            raise ValueError(f"--label {word}: {name} was given twice; draw one value at a time")
+        chosen[name] = known[name].index(value)
+    return chosen
+
+
+def known_labels(config: LabelConditionConfig) -> str:
+    names = ", ".join(f"{label.name} ({label.size} classes)" for label in config.labels)
+    return f"this generator knows {names}"
+
+
+def captioned(config: TextConditionConfig, path: Path | None, num: int | None) -> Wanted:
+    shape = (config.num_slots, config.feature_dim)
+    layout = f'"features" (captions {shape[0]} {shape[1]}) and "visible" (captions {shape[0]})'
+    if path is None:
+        raise ValueError(f"this generator is told texts: give --features FILE.safetensors with the tensors {layout}")
+    state = read_state(path)
+    features, visible = state.get("features"), state.get("visible")
+    if features is None or visible is None or not features.is_floating_point():
+        raise ValueError(f"--features {path} must hold {layout}, it holds {', '.join(sorted(state))}")
+    if features.shape != (len(visible), *shape) or visible.shape != features.shape[:2] or len(visible) == 0:
+        found = f"{tuple(features.shape)} and {tuple(visible.shape)}"
+        raise ValueError(f"--features {path} must hold {layout}, it holds shapes {found}")
+    rows = torch.arange(num or len(features)) % len(features)
+    return Wanted(TextFeatures(features[rows], visible[rows]), [{"caption": row} for row in rows.tolist()])
+
+
+def tokenizer_of(model: str) -> str:
+    """The tokenizer that belongs to a generator."""
+    if model in PRESETS:
+        found = PRESETS[model].tokenizer
+    else:
+        folder = Path(model) / "tokenizer"
+        found = str(folder) if (folder / CONFIG_FILE).is_file() else None
+    if found is None:
+        raise ValueError(f"{model} comes without its tokenizer; name a folder or a preset with --tokenizer")
+    return found
+
+
+def load_pair(
+    model: str,
+    weights: Path | None,
+    tokenizer: str,
+    tokenizer_weights: Path | None,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> tuple[Generator, Tokenizer]:
+    check_weights("weights", weights, model, PRESETS)
+    check_weights("tokenizer-weights", tokenizer_weights, tokenizer, TOKENIZERS)
+    generator = load(model, weights=weights, device=device, dtype=dtype)
+    decoder = load_tokenizer(tokenizer, tokenizer_weights, device)
+    check_pair(generator, decoder)
+    return generator, decoder
+
+
+def on_device(condition: Any, device: torch.device) -> Any:
+    """A condition, be it one tensor or several."""
+    return (
+        condition.to(device)
+        if isinstance(condition, Tensor)
+        else TextFeatures(*(part.to(device) for part in condition))
+    )
+
+
+def start_folder(out: Path, settings: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> None:
+    """Removes what an earlier run drew, and writes the settings of this one before its first image."""
+    if (out / SETTINGS).is_file():
+        for path in out.iterdir():
+            if re.fullmatch(r"\d{5,}\.png|grid\.png", path.name):
+                path.unlink()
+    images = [{"file": file_name(i), "condition": row} for i, row in enumerate(rows)]
+    versions = {"imgtok": __version__, "torch": torch.__version__}
+    write_text(out / SETTINGS, json.dumps({**versions, **settings, "images": images}, indent=1) + "\n")
+
+
+def save_all(batches: Iterable[Tensor], out: Path, total: int) -> Tensor:
+    """Writes each image when it is there; returns the first of them for the grid, uint8 b 3 h w."""
+    done, first = 0, list[Tensor]()
+    with progress("generate", "image", total) as bar:
+        for batch in batches:
+            for image in to_uint8(batch).cpu():
+                save_png(out / file_name(done), image)
+                first += [image] if done < IN_GRID_AT_MOST else []
+                done += 1
+            bar.update(len(batch))
+    return torch.stack(first)
+
+
+def file_name(image: int) -> str:
+    return f"{image:05d}.png"

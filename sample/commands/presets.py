@@ -1,0 +1,157 @@
+"""imgtok presets: what can be loaded or trained by name."""
+
+from __future__ import annotations
+
+import json
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, Any
+
+import tyro
+
+from imgtok.generators.condition import LabelConditionConfig, TextConditionConfig
+from imgtok.generators.presets import PRESETS as GENERATORS
+from imgtok.hub import ModelConfig, build_empty
+from imgtok.preset import Preset
+from imgtok.presets import PRESETS as TOKENIZERS
+from imgtok.sample.commands.common import Flag, millions
+from imgtok.tokens import GridLayout
+from imgtok.train.config import GeneratorTraining, TokenizerTraining
+from imgtok.train.recipes import GENERATORS as GENERATOR_RECIPES
+from imgtok.train.recipes import TOKENIZERS as TOKENIZER_RECIPES
+
+Row = dict[str, Any]
+NONE = "-"
+METRICS = {"rfid": "rFID", "gfid": "gFID"}
+
+
+def presets(*, as_json: Annotated[Flag, tyro.conf.arg(name="json")] = False) -> None:
+    """List the published tokenizers and generators that load by name, and the training recipes.
+
+    Args:
+        as_json: Print JSON, for other programs.
+    """
+    groups = {"tokenizers": tokenizer_rows(), "generators": generator_rows(), "recipes": recipe_rows()}
+    print(json.dumps(groups, indent=2) if as_json else as_text(groups))
+
+
+def tokenizer_rows() -> list[Row]:
+    return [
+        {
+            **model_row(name, preset),
+            "tokens": grid_text(preset.config.layout),
+            "codes": f"{preset.config.quantizer.codebook_size} x {preset.config.quantizer.codebook_dim}",
+            **origin_row(preset),
+        }
+        for name, preset in TOKENIZERS.items()
+    ]
+
+
+def generator_rows() -> list[Row]:
+    return [
+        {
+            **model_row(name, preset),
+            "tokens": grid_text(preset.config.layout),
+            "condition": condition_text(preset.config.condition),
+            "tokenizer": preset.tokenizer,
+            **origin_row(preset),
+        }
+        for name, preset in GENERATORS.items()
+    ]
+
+
+def recipe_rows() -> list[Row]:
+    recipes: Sequence[tuple[str, Mapping[str, Callable[[], TokenizerTraining | GeneratorTraining]]]] = (
+        ("tokenizer", TOKENIZER_RECIPES),
+        ("generator", GENERATOR_RECIPES),
+    )
+    return [recipe_row(kind, name, recipe()) for kind, named in recipes for name, recipe in named.items()]
+
+
+def model_row(name: str, preset: Preset[Any]) -> Row:
+    return {"name": name, "parameters": count_parameters(preset.config)}
+
+
+def origin_row(preset: Preset[Any]) -> Row:
+    """Where a preset comes from, and what its authors measured."""
+    weights = preset.weights
+    return {
+        "published": dict(preset.published),
+        "weights": weights.licence if weights else None,
+        "file": f"{weights.repo}/{weights.file}" if weights else None,
+        "paper": preset.paper,
+        "code": preset.code,
+        "note": preset.note,
+    }
+
+
+def recipe_row(kind: str, name: str, training: TokenizerTraining | GeneratorTraining) -> Row:
+    return {
+        "name": name,
+        "kind": kind,
+        "steps": training.loop.steps,
+        "batch": training.loop.batch_size,
+        "data": None if training.data.source == "." else training.data.source,
+    }
+
+
+def count_parameters(config: ModelConfig) -> int:
+    return sum(parameter.numel() for parameter in build_empty(config).parameters())
+
+
+def grid_text(layout: GridLayout) -> str:
+    return f"{layout.height} x {layout.width}"
+
+
+def condition_text(condition: LabelConditionConfig | TextConditionConfig) -> str:
+    if isinstance(condition, TextConditionConfig):
+        return "text"
+    return " + ".join(f"{label.size} {label.name}" for label in condition.labels)
+
+
+def as_text(groups: Mapping[str, list[Row]]) -> str:
+    tokenizers, generators, recipes = groups["tokenizers"], groups["generators"], groups["recipes"]
+    return "\n".join(
+        [
+            "Tokenizers, for imgtok.load and --model or --tokenizer",
+            *table(tokenizers, ("name", "parameters", "tokens", "codes", "published", "weights", "file")),
+            *footers(tokenizers, ("code", "paper", "note")),
+            "",
+            "Generators, for imgtok.generators.load and imgtok generate --model",
+            *table(generators, ("name", "parameters", "tokens", "condition", "published", "weights", "file")),
+            *footers(generators, ("tokenizer", "code", "paper", "note")),
+            "",
+            "Recipes, for imgtok train tokenizer and imgtok train generator",
+            *table(recipes, ("name", "kind", "steps", "batch", "data")),
+        ]
+    )
+
+
+def table(rows: Sequence[Row], columns: Sequence[str]) -> list[str]:
+    """Lines with aligned columns: numbers to the right, words to the left."""
+    cells = [[cell(column, row[column]) for column in columns] for row in rows]
+    right = [all(isinstance(row[column], int) for row in rows) for column in columns]
+    widths = [max(map(len, column)) for column in zip([name.upper() for name in columns], *cells, strict=True)]
+    return [
+        "  ".join(text.rjust(width) if at_right else text.ljust(width) for text, width, at_right in parts).rstrip()
+        for parts in (zip(line, widths, right, strict=True) for line in [[name.upper() for name in columns], *cells])
+    ]
+
+
+def cell(column: str, value: Any) -> str:
+    if column == "parameters":
+        return millions(value)
+    if column == "published":
+        return ", ".join(f"{METRICS.get(name, name)} {number:.2f}" for name, number in value.items()) or NONE
+    return f"{value:,}" if isinstance(value, int) else value or NONE
+
+
+def footers(rows: Sequence[Row], columns: Sequence[str]) -> list[str]:
+    """What holds for many rows, said once: each value of a column with the rows that it is about."""
+    lines = []
+    for column in columns:
+        for value in dict.fromkeys(row[column] for row in rows if row[column]):
+            names = [row["name"] for row in rows if row[column] == value]
+            about = "" if len(names) == len(rows) else f" ({', '.join(names)})"
+            lines += textwrap.wrap(f"{column}: {value}{about}", 116, initial_indent="  ", subsequent_indent="    ")
+    return lines

@@ -1,0 +1,114 @@
+"""Attention and the block around it, against plain formulas and against themselves."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from imgtok.nn.attention import Attention
+from imgtok.nn.block import Block
+from imgtok.nn.mask import causal
+from imgtok.nn.mlp import SwiGLU, swiglu_hidden
+from imgtok.nn.norm import RMSNorm
+from imgtok.nn.position import Rope, rope_2d, rotate
+from imgtok.tokens import GridLayout
+
+ROPE = rope_2d(GridLayout(2, 3).positions(), head_dim=4)
+
+
+class GrowingCache:
+    """The plainest cache: everything so far, in a longer and longer tensor."""
+
+    def __init__(self) -> None:
+        self.k = self.v = torch.zeros(2, 0, 0, 4)
+
+    def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        first = not self.k.shape[2]
+        self.k, self.v = (k, v) if first else (torch.cat([self.k, k], 2), torch.cat([self.v, v], 2))
+        return self.k, self.v
+
+
+def noise(*shape: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(0))
+
+
+def randomise(module: torch.nn.Module) -> torch.nn.Module:
+    dice = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=dice) / math.sqrt(parameter.shape[-1]))
+    return module.eval()
+
+
+@pytest.mark.parametrize("kv_heads", [4, 2, 1])
+def test_attention_follows_its_formula(kv_heads):
+    attention, x, mask = randomise(Attention(16, 4, kv_heads)), noise(2, 6, 16), causal(6)
+    q, k, v = (x @ attention.qkv.weight.T).split([16, 4 * kv_heads, 4 * kv_heads], dim=-1)
+    out = []
+    for head in range(4):
+        group = head * kv_heads // 4
+        qh = rotate(q[:, :, None, 4 * head : 4 * head + 4], ROPE)[:, :, 0]
+        kh = rotate(k[:, :, None, 4 * group : 4 * group + 4], ROPE)[:, :, 0]
+        scores = (qh @ kh.transpose(1, 2) / 2).masked_fill(~mask, -torch.inf)
+        out.append(scores.softmax(-1) @ v[:, :, 4 * group : 4 * group + 4])
+    torch.testing.assert_close(attention(x, ROPE, mask), torch.cat(out, dim=-1) @ attention.proj.weight.T)
+
+
+@pytest.mark.parametrize("kv_heads", [4, 2])
+def test_the_causal_flag_is_the_causal_mask(kv_heads):
+    attention, x = randomise(Attention(16, 4, kv_heads)), noise(2, 6, 16)
+    torch.testing.assert_close(attention(x, ROPE, causal=True), attention(x, ROPE, causal(6)))
+
+
+@pytest.mark.parametrize("kv_heads", [4, 2])
+def test_cached_steps_equal_one_pass(kv_heads):
+    block, x = randomise(Block(16, 4, 24, num_kv_heads=kv_heads)), noise(2, 6, 16)
+    cache, steps = GrowingCache(), []
+    for i in range(6):
+        place = Rope(ROPE.cos[i : i + 1], ROPE.sin[i : i + 1])
+        steps.append(block(x[:, i : i + 1], place, cache=cache))
+    torch.testing.assert_close(torch.cat(steps, dim=1), block(x, ROPE, causal(6)))
+
+
+@pytest.mark.parametrize(("width", "heads", "kv_heads"), [(16, 3, None), (16, 4, 3), (16, 2, 4)])
+def test_sizes_that_do_not_divide_are_refused(width, heads, kv_heads):
+    with pytest.raises(ValueError, match=f"width {width}, num_heads {heads}, num_kv_heads {kv_heads}"):
+        Attention(width, heads, kv_heads)
+
+
+def test_a_block_adds_to_its_input():
+    block, x = randomise(Block(16, 4, 24)), noise(2, 6, 16)
+    torch.nn.init.zeros_(block.attention.proj.weight)
+    torch.nn.init.zeros_(block.mlp.down.weight)
+    assert torch.equal(block(x, ROPE), x)
+
+
+def test_dropout_is_for_training_only():
+    block, x = randomise(Block(16, 4, 24, dropout=0.5)), noise(2, 6, 16)
+    assert torch.equal(block(x, ROPE), block(x, ROPE))
+    block.train()
+    assert not torch.equal(block(x, ROPE), block(x, ROPE))
+
+
+def test_swiglu_follows_its_formula():
+    mlp, x = randomise(SwiGLU(6, 10)), noise(3, 6)
+    gate, up = mlp.gate_up.weight[:10], mlp.gate_up.weight[10:]
+    hidden = (x @ gate.T) * torch.sigmoid(x @ gate.T) * (x @ up.T)
+    torch.testing.assert_close(mlp(x), hidden @ mlp.down.weight.T)
+
+
+@pytest.mark.parametrize(
+    ("width", "hidden"), [(768, 2048), (1024, 2816), (1280, 3584), (1536, 4096), (3200, 8704), (4096, 11008)]
+)
+def test_hidden_widths_are_llamas(width, hidden):
+    assert swiglu_hidden(width) == hidden
+
+
+def test_rms_norm_computes_in_float32_and_scales_afterwards():
+    norm, x = randomise(RMSNorm(8, eps=0.1)), noise(4, 8)
+    plain = x / (x.square().mean(-1, keepdim=True) + 0.1).sqrt()
+    torch.testing.assert_close(norm(x), plain * norm.weight)
+    half = x.bfloat16() * 100
+    wide = half.float() / (half.float().square().mean(-1, keepdim=True) + 0.1).sqrt()
+    assert torch.equal(norm.bfloat16()(half), wide.bfloat16() * norm.weight)

@@ -1,0 +1,67 @@
+"""Convolutional parts."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from imgtok.nn.resnet import Downsample, ResBlock, SpatialAttention, Upsample, group_norm
+
+
+def noise(*shape: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(0))
+
+
+def test_a_block_keeps_its_input_beside_what_it_adds():
+    block, x = ResBlock(8, 8, norm_groups=4).eval(), noise(2, 8, 5, 3)
+    torch.nn.init.zeros_(block.conv2.weight)
+    torch.nn.init.zeros_(block.conv2.bias)
+    assert torch.equal(block(x), x)
+
+
+def test_a_block_that_changes_channels_projects_its_input():
+    block, x = ResBlock(8, 12, norm_groups=4).eval(), noise(2, 8, 5, 3)
+    torch.nn.init.zeros_(block.conv2.weight)
+    torch.nn.init.zeros_(block.conv2.bias)
+    torch.testing.assert_close(block(x), block.shortcut(x))
+    assert block.shortcut.weight.shape == (12, 8, 1, 1)
+
+
+def test_spatial_attention_follows_its_formula():
+    attention, x = SpatialAttention(8, norm_groups=4).eval(), noise(2, 8, 3, 5)
+    places = F.group_norm(x, 4, attention.norm.weight, attention.norm.bias, eps=1e-6).flatten(2).transpose(1, 2)
+    q, k, v = (places @ attention.qkv.weight[:, :, 0, 0].T + attention.qkv.bias).split(8, dim=-1)
+    out = (q @ k.transpose(1, 2) / 8**0.5).softmax(-1) @ v
+    out = out @ attention.proj.weight[:, :, 0, 0].T + attention.proj.bias
+    torch.testing.assert_close(attention(x), x + out.transpose(1, 2).reshape(x.shape))
+
+
+def test_downsampling_pads_right_and_below():
+    down, x = Downsample(1, 1, "conv"), torch.zeros(1, 1, 4, 4)
+    torch.nn.init.zeros_(down.conv.bias)
+    torch.nn.init.ones_(down.conv.weight)
+    x[0, 0, 3, 3] = 1.0  # the last pixel is in the last window only; the first pixel in the first
+    assert down(x)[0, 0].tolist() == [[0.0, 0.0], [0.0, 1.0]]
+    assert down(x.flip(2, 3))[0, 0].tolist() == [[1.0, 0.0], [0.0, 0.0]]
+
+
+def test_upsampling_repeats_the_nearest():
+    up = Upsample(1, 1, "conv")
+    torch.nn.init.zeros_(up.conv.bias)
+    torch.nn.init.zeros_(up.conv.weight)
+    up.conv.weight.data[0, 0, 1, 1] = 1.0
+    assert up(torch.tensor([[[[1.0, 2.0]]]]))[0, 0].tolist() == [[1.0, 1.0, 2.0, 2.0]] * 2
+
+
+@pytest.mark.parametrize("kind", ["conv", "shuffle"])
+@pytest.mark.parametrize(("height", "width"), [(4, 4), (6, 10)])
+def test_resolution_halves_and_doubles(kind, height, width):
+    x = noise(2, 8, height, width)
+    assert Downsample(8, 12, kind)(x).shape == (2, 12, height // 2, width // 2)
+    assert Upsample(8, 12, kind)(x).shape == (2, 12, height * 2, width * 2)
+
+
+def test_groups_that_do_not_divide_are_refused():
+    with pytest.raises(ValueError, match="norm_groups 32 does not divide 48 channels"):
+        group_norm(48, 32)
+    assert group_norm(64, 32).eps == 1e-6

@@ -1,0 +1,314 @@
+"""Sampling with a cache, against the plainest loop, against enumeration, and for what must not happen inside it."""
+
+from __future__ import annotations
+
+import math
+from itertools import product
+from typing import Any
+
+import pytest
+import torch
+from scipy import stats
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from imgtok.generators.condition import TextFeatures
+from imgtok.generators.generator import Generator
+from imgtok.sample.ancestral import columns, sample_tokens
+from imgtok.sample.guidance import Guidance
+from imgtok.sample.law import Law
+from imgtok.sample.noise import gumbel, image_keys
+from imgtok.tokens import GridLayout
+
+GUIDANCES = {
+    "none": Guidance(),
+    "constant": Guidance(scale=3.0),
+    "first-steps": Guidance(scale=3.0, steps=5),
+    "first-only": Guidance(scale=3.0, steps=1),
+    "linear": Guidance(scale=2.5, schedule="linear"),
+    "cosine": Guidance(scale=5.0, schedule="cosine", power=2.0, steps=9),
+    "below-one": Guidance(scale=0.0),
+}
+LAWS = {"all": Law(), "truncated": Law(temperature=0.8, top_k=7, top_p=0.9), "greedy": Law(temperature=0)}
+
+
+def seven_keys(seed: int = 0) -> Tensor:
+    return image_keys(seed, range(7))
+
+
+@torch.no_grad()
+def plainly(generator: Generator, condition: Any, keys: Tensor, law: Law, guidance: Guidance) -> tuple[Tensor, Tensor]:
+    """Tokens b n and guided logits b n v: each step reads everything again, conditional and null rows to the end."""
+    tokens, steps = torch.zeros(len(keys), generator.num_tokens, dtype=torch.int64), []
+    both = generator.condition.with_null(condition)
+    for i, scale in enumerate(guidance.scales(generator.num_tokens)):
+        conditional, null = generator(tokens[:, : i + 1].repeat(2, 1), both)[:, i].chunk(2)
+        steps.append(null + scale * (conditional - null))
+        noise = gumbel(keys, torch.full((len(keys), 1), i), conditional.shape[-1])[:, 0]
+        tokens[:, i] = (law(steps[-1]) + noise).argmax(-1)
+    return tokens, torch.stack(steps, dim=1)
+
+
+# -- the cache, dropped rows, schedules -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("law", LAWS)
+@pytest.mark.parametrize("guidance", GUIDANCES)
+def test_sampling_equals_the_plain_loop(pair, guidance, law):
+    generator, condition = pair
+    steps: list[Tensor] = []
+    tokens = sample_tokens(
+        generator,
+        condition,
+        seven_keys(),
+        law=LAWS[law],
+        guidance=GUIDANCES[guidance],
+        on_step=lambda i, drawn, logits: steps.append(logits),
+    )
+    expected, logits = plainly(generator, condition, seven_keys(), LAWS[law], GUIDANCES[guidance])
+    assert torch.equal(tokens, expected)
+    torch.testing.assert_close(torch.stack(steps, dim=1), logits, atol=1e-4, rtol=1e-4)
+    assert tokens.unique().numel() > 4
+
+
+def test_scale_one_is_no_guidance(pair):
+    generator, condition = pair
+    plain = sample_tokens(generator, condition, seven_keys())
+    for guidance in (Guidance(scale=1.0), Guidance(scale=4.0, steps=0), Guidance(schedule="linear")):
+        assert torch.equal(sample_tokens(generator, condition, seven_keys(), guidance=guidance), plain)
+    assert not torch.equal(sample_tokens(generator, condition, seven_keys(), guidance=Guidance(scale=4.0)), plain)
+
+
+@pytest.mark.parametrize("guided", [True, False])
+def test_null_rows_are_not_computed_without_need(pair, guided, monkeypatch):
+    generator, condition = pair
+    rows, score = [], type(generator).score
+
+    def counting(self, tokens, start, cache, length):
+        rows.append(len(tokens))
+        return score(self, tokens, start, cache, length)
+
+    monkeypatch.setattr(type(generator), "score", counting)
+    sample_tokens(generator, condition, seven_keys(), guidance=Guidance(scale=3.0, steps=4) if guided else None)
+    assert rows == ([14] * 3 + [7] * 8 if guided else [7] * 11)
+
+
+def test_a_cache_may_be_used_again(pair):
+    generator, condition = pair
+    cache = generator.new_cache(14)
+    guidances = [GUIDANCES[name] for name in ("first-steps", "none", "constant", "none", "first-steps")]
+    for seed, guidance in enumerate(guidances):
+        again = sample_tokens(generator, condition, seven_keys(seed), guidance=guidance, cache=cache)
+        assert torch.equal(again, sample_tokens(generator, condition, seven_keys(seed), guidance=guidance))
+
+
+def test_a_used_cache_remembers_no_padding(make_generator):
+    generator = make_generator(GridLayout(3, 4), text=True)
+    features = torch.randn(2, 5, 6, generator=torch.Generator().manual_seed(0))
+    long, short = torch.ones(2, 5, dtype=torch.bool), torch.tensor([[False] * 4 + [True]] * 2)
+    cache, keys = generator.new_cache(2), image_keys(0, range(2))
+    for visible in (short, long, short):
+        condition = TextFeatures(features * visible[:, :, None], visible)
+        again = sample_tokens(generator, condition, keys, cache=cache)
+        assert torch.equal(again, sample_tokens(generator, condition, keys))
+
+
+@pytest.mark.parametrize("count", [1, 5, 12])
+def test_stopping_early_gives_the_first_tokens(pair, count):
+    generator, condition = pair
+    whole = sample_tokens(generator, condition, seven_keys(), guidance=Guidance(scale=2.0))
+    part = sample_tokens(generator, condition, seven_keys(), guidance=Guidance(scale=2.0), num_tokens=count)
+    assert torch.equal(part, whole[:, :count])
+
+
+def test_steps_are_told_as_they_happen(pair):
+    generator, condition = pair
+    seen: list[tuple[int, Tensor]] = []
+    tokens = sample_tokens(
+        generator, condition, seven_keys(), on_step=lambda i, drawn, logits: seen.append((i, drawn.clone()))
+    )
+    assert [i for i, _ in seen] == list(range(12))
+    assert torch.equal(torch.stack([drawn for _, drawn in seen], dim=1), tokens)
+
+
+def test_few_different_lengths_of_the_cache_are_read(make_generator):
+    generator = make_generator(GridLayout(16, 16))
+    cache = generator.new_cache(2)
+    lengths = [columns(generator, cache, written) for written in range(1, 256)]
+    assert all(generator.num_slots + written <= length for written, length in enumerate(lengths, start=1))
+    assert lengths == sorted(lengths)
+    assert max(lengths) <= cache.length
+    assert len(set(lengths)) <= 5
+
+
+# -- one image, whatever its neighbours -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("guidance", ["none", "first-steps"])
+@pytest.mark.parametrize("rows", [[0], [6], [2, 4], [5, 0, 3], [1, 2, 3, 4, 6], [6, 5, 4, 3, 2, 1, 0]])
+def test_an_image_is_the_same_in_any_company(pair, guidance, rows):
+    generator, condition = pair
+    whole = sample_tokens(generator, condition, seven_keys(), guidance=GUIDANCES[guidance])
+    given = condition[rows] if isinstance(condition, Tensor) else TextFeatures(*(part[rows] for part in condition))
+    alone = sample_tokens(generator, given, seven_keys()[rows], guidance=GUIDANCES[guidance])
+    assert torch.equal(alone, whole[rows])
+
+
+def test_seeds_and_images_differ(pair):
+    generator, condition = pair
+    first = generator.condition.select(condition, slice(1, 2))
+    drawn = {
+        tuple(sample_tokens(generator, first, image_keys(seed, [image])).flatten().tolist())
+        for seed in (0, 1, -1, 2**64)
+        for image in (0, 1, 2)
+    }
+    assert len(drawn) == 12
+
+
+# -- the law of whole images ------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def enumerate_law(generator: Generator, condition: Tensor, law: Law, guidance: Guidance) -> Tensor:
+    """Probability of every sequence, in lexicographic order."""
+    v, n = generator.config.codebook_size, generator.num_tokens
+    tokens = torch.tensor(list(product(range(v), repeat=n)))
+    both = generator.condition.with_null(condition.expand(len(tokens), -1))
+    conditional, null = generator(tokens.repeat(2, 1), both).chunk(2)
+    scales = torch.tensor(guidance.scales(n))[:, None]
+    log_probs = law(null + scales * (conditional - null))
+    return log_probs.gather(-1, tokens[..., None])[..., 0].sum(-1).double().exp()
+
+
+@pytest.mark.parametrize(
+    ("layout", "law", "guidance"),
+    [
+        (GridLayout(1, 3), Law(), Guidance()),
+        (GridLayout(2, 1), Law(temperature=1.3), Guidance(scale=2.0)),
+        (GridLayout(1, 3), Law(temperature=0.9, top_k=3, top_p=0.93), Guidance(scale=1.5, steps=2)),
+    ],
+)
+def test_sequences_are_drawn_as_often_as_the_model_says(make_generator, layout, law, guidance):
+    """Chi-square over all sequences from 200,000 draws; a right sampler exceeds the bound once in a million tries."""
+    generator, draws = make_generator(layout, codebook_size=4, depth=1), 200_000
+    condition = torch.tensor([[2, 1]])
+    probs = enumerate_law(generator, condition, law, guidance)
+    torch.testing.assert_close(probs.sum(), torch.tensor(1.0, dtype=torch.float64), atol=1e-5, rtol=0)
+    counts = torch.zeros(len(probs), dtype=torch.int64)
+    for start in range(0, draws, 20_000):
+        keys = image_keys(11, range(start, start + 20_000))
+        tokens = sample_tokens(generator, condition.expand(20_000, -1), keys, law=law, guidance=guidance)
+        number = (tokens * 4 ** torch.arange(tokens.shape[1]).flip(0)).sum(1)
+        counts += torch.bincount(number, minlength=len(probs))
+    assert not counts[probs == 0].any()
+    expected = probs * draws
+    rare = (expected < 10) & (expected > 0)  # too few of each to judge alone
+    often = expected >= 10
+    groups = [(counts[often], expected[often])]
+    if expected[rare].sum() >= 10:
+        groups.append((counts[rare].sum()[None], expected[rare].sum()[None]))
+    statistic = sum(float(((count - mean) ** 2 / mean).sum()) for count, mean in groups)
+    freedom = sum(len(count) for count, _ in groups) - 1
+    assert freedom >= 7
+    assert statistic < stats.chi2.ppf(1 - 1e-6, freedom)
+
+
+# -- what must not happen in the loop ---------------------------------------------------------------------------------
+
+
+class Watch(TorchDispatchMode):
+    """Refuses whatever waits for the device, and any new memory as large as a cache's."""
+
+    WAITS = ("_local_scalar_dense", "nonzero", "is_nonzero", "masked_select", "_unique", "unique", "equal")
+
+    def __init__(self, memory: Tensor | None = None) -> None:
+        super().__init__()
+        self.memory = memory
+        self.calls = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.calls += 1
+        name = func.overloadpacket.__name__
+        if name.rstrip("2") in self.WAITS or (name in ("index", "index_put_") and has_mask(args[1])):
+            raise AssertionError(f"{func} waits for the device")
+        out = func(*args, **(kwargs or {}))
+        if self.memory is not None and isinstance(out, Tensor):
+            storage, own = out.untyped_storage(), self.memory.untyped_storage()
+            new = storage.data_ptr() != own.data_ptr()
+            assert not (new and storage.nbytes() >= own.nbytes()), f"{func} allocates as much as the cache"
+        return out
+
+
+def has_mask(indices: Any) -> bool:
+    return any(isinstance(index, Tensor) and index.dtype in (torch.bool, torch.uint8) for index in indices)
+
+
+@pytest.mark.parametrize(
+    "wait",
+    [
+        lambda x: x[0].item(),
+        lambda x: bool(x[0] > 0),
+        lambda x: x.nonzero(),
+        lambda x: x[x > 0],
+        lambda x: x.masked_select(x > 0),
+        lambda x: x.unique(),
+        lambda x: torch.equal(x, x),
+        lambda x: int(x.argmax()),
+    ],
+)
+def test_the_watch_catches(wait):
+    with pytest.raises(AssertionError, match="waits for the device"), Watch():
+        wait(torch.arange(3.0))
+
+
+@pytest.mark.parametrize("guidance", ["none", "first-steps", "cosine"])
+def test_the_loop_never_waits_for_the_device(pair, guidance):
+    generator, condition = pair
+    with Watch() as watch:
+        sample_tokens(generator, condition, seven_keys(), law=LAWS["truncated"], guidance=GUIDANCES[guidance])
+    assert watch.calls > 100
+
+
+@pytest.mark.parametrize("guidance", ["none", "first-steps"])
+def test_the_loop_allocates_no_cache(pair, guidance, monkeypatch):
+    generator, condition = pair
+    cache, places = generator.new_cache(14), []
+    monkeypatch.setattr(generator, "new_cache", lambda *args, **kwargs: pytest.fail("a second cache"))
+    with Watch(memory=cache.memory):
+        sample_tokens(
+            generator,
+            condition,
+            seven_keys(),
+            guidance=GUIDANCES[guidance],
+            cache=cache,
+            on_step=lambda i, drawn, logits: places.append(cache.memory.data_ptr()),
+        )
+    assert len(set(places)) == 1
+
+
+def test_one_cache_is_made_where_none_is_given(pair, monkeypatch):
+    generator, condition = pair
+    made, new_cache = [], generator.new_cache
+
+    def counting(rows: int) -> Any:
+        made.append(rows)
+        return new_cache(rows)
+
+    monkeypatch.setattr(generator, "new_cache", counting)
+    sample_tokens(generator, condition, seven_keys())
+    sample_tokens(generator, condition, seven_keys(), guidance=Guidance(scale=2.0))
+    assert made == [7, 14]
+
+
+def test_no_gradients_are_kept(pair):
+    generator, condition = pair
+    logits: list[Tensor] = []
+    sample_tokens(generator, condition, seven_keys(), on_step=lambda i, drawn, given: logits.append(given))
+    assert not any(given.requires_grad for given in logits)
+
+
+def test_a_sharp_law_draws_its_mode(pair):
+    generator, condition = pair
+    cold = sample_tokens(generator, condition, seven_keys(), law=Law(temperature=1e-4))
+    assert torch.equal(cold, sample_tokens(generator, condition, seven_keys(1), law=Law(temperature=0)))
+    assert math.isfinite(float(cold.sum()))

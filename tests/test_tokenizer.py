@@ -1,0 +1,125 @@
+"""Images to indices and back."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from imgtok.backbones.cnn import CNNConfig
+from imgtok.quantizers.vector import VectorConfig
+from imgtok.tokenizer import Tokenizer, TokenizerConfig
+from imgtok.tokens import GridLayout
+
+CNN = CNNConfig(
+    encoder_widths=(8, 8, 8),
+    decoder_widths=(8, 8, 8),
+    encoder_blocks=(1, 1, 1),
+    decoder_blocks=(1, 1, 1),
+    latent_channels=8,
+    norm_groups=4,
+)
+CONFIG = TokenizerConfig(image_size=16, backbone=CNN, quantizer=VectorConfig(codebook_size=64, codebook_dim=4))
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    """Random weights; the last bias takes some pixels out of [-1, 1]."""
+    tokenizer, dice = CONFIG.build().eval(), torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in tokenizer.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=dice))
+        tokenizer.backbone.decoder.conv_out.bias.copy_(torch.tensor([0.9, 0.0, -0.9]))
+    return tokenizer
+
+
+def pictures(count: int, height: int, width: int) -> torch.Tensor:
+    return torch.rand(count, 3, height, width, generator=torch.Generator().manual_seed(1)) * 2 - 1
+
+
+@pytest.mark.parametrize(("height", "width"), [(16, 16), (4, 4), (8, 20), (20, 8)])
+def test_any_size_is_encoded_and_decoded(tokenizer, height, width):
+    images = pictures(2, height, width)
+    indices = tokenizer.encode(images)
+    assert indices.shape == (2, height * width // 16)
+    assert indices.dtype == torch.int64
+    assert tokenizer.decode(indices, GridLayout(height // 4, width // 4)).shape == images.shape
+
+
+@pytest.mark.parametrize(("height", "width"), [(16, 16), (8, 20)])
+def test_reconstructing_is_decoding_what_was_encoded(tokenizer, height, width):
+    images = pictures(2, height, width)
+    decoded = tokenizer.decode(tokenizer.encode(images), tokenizer.layout_of(images))
+    assert torch.equal(tokenizer.reconstruct(images), decoded)
+    torch.testing.assert_close(tokenizer(images).images.clamp(-1, 1), decoded)
+
+
+def test_indices_are_in_raster_order(tokenizer):
+    images = pictures(1, 8, 20)
+    grid = tokenizer.quantizer.nearest(tokenizer.latents(images))
+    assert torch.equal(tokenizer.encode(images), grid.reshape(1, 10))
+    assert grid.unique().numel() > 3
+
+
+def test_any_batch_split_is_the_whole(tokenizer):
+    images = pictures(5, 16, 16)
+    indices = tokenizer.encode(images)
+    assert torch.equal(torch.cat([tokenizer.encode(part) for part in images.split([1, 3, 1])]), indices)
+    whole = tokenizer.decode(indices)
+    torch.testing.assert_close(torch.cat([tokenizer.decode(part) for part in indices.split([2, 3])]), whole)
+
+
+def test_decoded_pixels_are_clamped(tokenizer):
+    images = pictures(2, 16, 16)
+    assert tokenizer(images).images.abs().max() > 1
+    assert tokenizer.reconstruct(images).abs().max() == 1
+
+
+def test_training_reaches_every_parameter(tokenizer):
+    model = CONFIG.build().train()
+    out = model(pictures(2, 16, 16))
+    (out.images.square().mean() + sum(out.quantized.losses.values())).backward()
+    assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == []
+    assert out.latents.shape == (2, 4, 4, 4)
+
+
+def test_no_gradients_are_kept_outside_training(tokenizer):
+    images = pictures(1, 16, 16)
+    assert not tokenizer.decode(tokenizer.encode(images)).requires_grad
+    assert not tokenizer.reconstruct(images).requires_grad
+
+
+def test_a_tokenizer_in_half_precision_works(tokenizer):
+    half = CONFIG.build().eval().bfloat16()
+    half.load_state_dict(tokenizer.state_dict())
+    images = pictures(2, 16, 16)
+    assert half.reconstruct(images.bfloat16()).shape == images.shape
+
+
+@pytest.mark.parametrize(
+    ("value", "message"), [(64, "from 0 to 64 but the codebook has codes 0 to 63"), (-1, "from -1")]
+)
+def test_an_index_outside_the_codebook_is_told(tokenizer, value, message):
+    indices = torch.zeros(1, 16, dtype=torch.int64)
+    indices[0, 7] = value
+    with pytest.raises(ValueError, match=message):
+        tokenizer.decode(indices)
+
+
+def test_a_wrong_number_of_tokens_is_told(tokenizer):
+    with pytest.raises(ValueError, match="10 tokens do not fill a grid of 4 x 4 = 16; pass layout"):
+        tokenizer.decode(torch.zeros(1, 10, dtype=torch.int64))
+
+
+def test_an_image_that_cannot_be_cut_is_told(tokenizer):
+    with pytest.raises(ValueError, match="18 x 16 pixels"):
+        tokenizer.encode(pictures(1, 16, 18))
+
+
+def test_an_image_size_that_cannot_be_cut_is_refused():
+    with pytest.raises(ValueError, match=r"image_size 18 is not divisible by .* 4"):
+        replace(CONFIG, image_size=18)
+
+
+def test_the_layout_is_that_of_the_image_size():
+    assert CONFIG.layout == GridLayout(4, 4)
+    assert CONFIG.layout_of(8, 20) == GridLayout(2, 5)

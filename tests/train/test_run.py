@@ -1,0 +1,224 @@
+"""Training promises: it learns, it resumes bit for bit, it survives being killed, it stops when it must."""
+
+import json
+import logging
+import math
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+import imgtok
+from imgtok import config as configs
+from imgtok.generators import load as load_generator
+from imgtok.sample import generate
+from imgtok.train import checkpoint, tasks
+from imgtok.train.log import read
+from imgtok.train.loop import Diverged, Stopped
+from imgtok.train.run import train_generator, train_tokenizer
+
+
+def states_equal(first: Path, second: Path) -> bool:
+    """Whether two runs ended with bit-identical models, optimisers and averages."""
+    one, two = (checkpoint.read(checkpoint.latest(out / "checkpoints")) for out in (first, second))
+    return flat(one) == flat(two)
+
+
+def flat(value) -> list:
+    if isinstance(value, torch.Tensor):
+        return [value.numpy().tobytes()]
+    if isinstance(value, dict):
+        return [part for key in value for part in [key, *flat(value[key])]]
+    if isinstance(value, (list, tuple)):
+        return [part for item in value for part in flat(item)]
+    return [value]
+
+
+def longer(config, **changes):
+    return replace(config, loop=replace(config.loop, **changes))
+
+
+def test_a_tokenizer_learns_and_is_saved(tokenizer_training, tmp_path):
+    config = longer(tokenizer_training, steps=150, batch_size=8, evaluate_every=0, checkpoint_every=150, ema_decay=0.9)
+    outcome = train_tokenizer(config, tmp_path / "run", device="cpu")
+    rows = [row for row in read(tmp_path / "run" / "log.jsonl") if "loss" in row]
+    assert rows[-1]["loss"] < 0.5 * rows[0]["loss"]
+    assert {"l1", "l2", "commitment", "perplexity", "reseeded", "grad_norm", "lr", "rows_per_second"} <= rows[0].keys()
+    loaded = imgtok.load(tmp_path / "run")
+    images = torch.rand(2, 3, 16, 16) * 2 - 1
+    assert torch.equal(loaded.encode(images), outcome.model.encode(images))
+    assert outcome.metrics["val_psnr"] > 10
+
+
+def test_a_generator_learns_and_samples(tokenizer_training, generator_training, tmp_path):
+    train_tokenizer(longer(tokenizer_training, steps=60), tmp_path / "tokenizer", device="cpu")
+    config = longer(generator_training, steps=120, batch_size=8, evaluate_every=0, ema_decay=0.9)
+    outcome = train_generator(config, tmp_path / "tokenizer", tmp_path / "run", device="cpu")
+    assert outcome.metrics["val_loss"] < 0.9 * math.log(32)
+    generator, tokenizer = load_generator(tmp_path / "run"), imgtok.load(tmp_path / "run" / "tokenizer")
+    assert generator.config.condition.labels[0].values == ("discs", "stripes")
+    (images,) = generate(generator, tokenizer, torch.tensor([[0], [1]]))
+    assert images.shape == (2, 3, 16, 16)
+
+
+@pytest.mark.parametrize("adversarial", [0.0, 0.1])
+def test_a_resumed_tokenizer_run_equals_the_uninterrupted_one(tokenizer_training, adversarial, tmp_path):
+    loss = replace(tokenizer_training.loss, adversarial=adversarial, adversarial_start=2)
+    small = replace(loss.discriminator, width=8, num_layers=2, norm="group")
+    config = replace(tokenizer_training, loss=replace(loss, discriminator=small))
+    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+    train_tokenizer(config, whole, device="cpu")
+    shutil.copytree(whole, resumed)
+    (resumed / "checkpoints" / "step-00000008.pt").unlink()
+    (resumed / "model.safetensors").unlink()
+    train_tokenizer(config, resumed, resume=True, device="cpu")
+    assert states_equal(whole, resumed)
+    assert (whole / "model.safetensors").read_bytes() == (resumed / "model.safetensors").read_bytes()
+    timeless = [
+        [{k: v for k, v in row.items() if k not in ("rows_per_second", "memory_bytes")} for row in read(out / "log.jsonl")]
+        for out in (whole, resumed)
+    ]
+    assert timeless[0] == timeless[1]
+
+
+def test_a_resumed_generator_run_equals_the_uninterrupted_one(tokenizer_training, generator_training, tmp_path):
+    train_tokenizer(tokenizer_training, tmp_path / "tokenizer", device="cpu")
+    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+    train_generator(generator_training, tmp_path / "tokenizer", whole, device="cpu")
+    shutil.copytree(whole, resumed)
+    (resumed / "checkpoints" / "step-00000008.pt").unlink()
+    train_generator(generator_training, tmp_path / "tokenizer", resumed, resume=True, device="cpu")
+    assert states_equal(whole, resumed)
+
+
+SCRIPT = """
+import sys
+from pathlib import Path
+from imgtok import config as configs
+from imgtok.train.config import TokenizerTraining
+from imgtok.train.run import train_tokenizer
+import torch
+torch.set_num_threads(1)
+config = configs.load(TokenizerTraining, sys.argv[1])
+train_tokenizer(config, sys.argv[2], resume=(Path(sys.argv[2]) / "train.json").is_file(), device="cpu")
+"""
+
+
+def test_a_killed_run_goes_on_from_its_last_checkpoint_and_ends_the_same(tokenizer_training, tmp_path):
+    config = longer(tokenizer_training, steps=60, evaluate_every=0, checkpoint_every=5)
+    configs.save(config, tmp_path / "config.json")
+    command = [sys.executable, "-c", textwrap.dedent(SCRIPT), str(tmp_path / "config.json")]
+    subprocess.run([*command, str(tmp_path / "whole")], check=True, capture_output=True, timeout=120)
+    with subprocess.Popen(
+        [*command, str(tmp_path / "killed")], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as process:
+        while process.poll() is None:
+            if len(checkpoint.every(tmp_path / "killed" / "checkpoints")) >= 2:
+                process.kill()
+                break
+    assert process.returncode == -signal.SIGKILL
+    assert not (tmp_path / "killed" / "model.safetensors").exists()
+    subprocess.run([*command, str(tmp_path / "killed")], check=True, capture_output=True, timeout=120)
+    assert states_equal(tmp_path / "whole", tmp_path / "killed")
+
+
+def test_ctrl_c_saves_and_says_how_to_resume(tokenizer_training, tmp_path, monkeypatch):
+    observe = tasks.TokenizerTask.observe
+
+    def interrupted(self, output, generator):
+        if not (tmp_path / "asked").exists():
+            (tmp_path / "asked").touch()
+            os.kill(os.getpid(), signal.SIGINT)
+        return observe(self, output, generator)
+
+    monkeypatch.setattr(tasks.TokenizerTask, "observe", interrupted)
+    with pytest.raises(Stopped, match=r"stopped after step 1; .*--resume"):
+        train_tokenizer(tokenizer_training, tmp_path / "stopped", device="cpu")
+    train_tokenizer(tokenizer_training, tmp_path / "stopped", resume=True, device="cpu")
+    monkeypatch.undo()
+    train_tokenizer(tokenizer_training, tmp_path / "whole", device="cpu")
+    assert states_equal(tmp_path / "whole", tmp_path / "stopped")
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_non_finite_loss_stops_the_run_and_names_the_last_good_checkpoint(tokenizer_training, tmp_path, monkeypatch):
+    forward = tasks.TokenizerTask.forward
+
+    def poisoned(self, batch, step, generator):
+        output = forward(self, batch, step, generator)
+        return output if step < 6 else output._replace(losses={"l2": output.losses["l2"] * float("nan")})
+
+    monkeypatch.setattr(tasks.TokenizerTask, "forward", poisoned)
+    with pytest.raises(Diverged, match=r"not a number.*step-00000004\.pt"):
+        train_tokenizer(tokenizer_training, tmp_path / "run", device="cpu")
+    assert [path.name for path in checkpoint.every(tmp_path / "run" / "checkpoints")] == ["step-00000004.pt"]
+
+
+def test_micro_batches_add_up_to_the_whole_batch(generator_training, tokenizer_training, tmp_path):
+    train_tokenizer(tokenizer_training, tmp_path / "tokenizer", device="cpu")
+    model = replace(generator_training.model, dropout=0.0, drop_condition=0.0)
+    config = longer(replace(generator_training, model=model), ema_decay=0.0)
+    train_generator(config, tmp_path / "tokenizer", tmp_path / "whole", device="cpu")
+    train_generator(longer(config, accumulate=2), tmp_path / "tokenizer", tmp_path / "parts", device="cpu")
+    whole, parts = (load_generator(tmp_path / name).state_dict() for name in ("whole", "parts"))
+    for name, value in whole.items():
+        torch.testing.assert_close(parts[name], value, atol=2e-4, rtol=0)
+
+
+def test_dead_codes_are_reseeded_until_all_are_used(tokenizer_training, tmp_path):
+    """All latents fall on few codes at first; re-seeding brings the others into use."""
+    quantizer = replace(tokenizer_training.tokenizer.quantizer, ema_decay=0.9)
+    config = longer(
+        replace(tokenizer_training, tokenizer=replace(tokenizer_training.tokenizer, quantizer=quantizer)),
+        steps=100,
+        batch_size=16,
+        evaluate_every=0,
+        ema_decay=0.5,
+    )
+    train_tokenizer(config, tmp_path / "cured", device="cpu")
+    never = replace(config.tokenizer, quantizer=replace(quantizer, reseed_below=0.0))
+    train_tokenizer(replace(config, tokenizer=never), tmp_path / "sick", device="cpu")
+    cured, sick = (
+        [row for row in read(tmp_path / name / "log.jsonl") if "perplexity" in row] for name in ("cured", "sick")
+    )
+    assert sum(row["reseeded"] for row in cured) > 0
+    assert all(row["reseeded"] == 0 for row in sick)
+    assert cured[-1]["perplexity"] > 1.2 * sick[-1]["perplexity"]
+
+
+def test_a_folder_with_a_run_is_never_overwritten(tokenizer_training, tmp_path):
+    train_tokenizer(tokenizer_training, tmp_path / "run", device="cpu")
+    with pytest.raises(ValueError, match="already holds a run; add --resume"):
+        train_tokenizer(tokenizer_training, tmp_path / "run", device="cpu")
+    with pytest.raises(ValueError, match="other settings"):
+        train_tokenizer(longer(tokenizer_training, seed=1), tmp_path / "run", resume=True, device="cpu")
+    with pytest.raises(ValueError, match="no run to resume"):
+        train_tokenizer(tokenizer_training, tmp_path / "none", resume=True, device="cpu")
+
+
+def test_a_truncated_picture_is_named_and_skipped(tokenizer_training, pictures, tmp_path, caplog):
+    data = tmp_path / "data"
+    shutil.copytree(pictures, data)
+    damaged = next(path for path in sorted(data.rglob("*.png")))
+    damaged.write_bytes(damaged.read_bytes()[:60])
+    config = replace(tokenizer_training, data=replace(tokenizer_training.data, source=str(data)))
+    with caplog.at_level(logging.WARNING):
+        train_tokenizer(longer(config, steps=12), tmp_path / "run", device="cpu")
+    assert damaged.name in caplog.text
+
+
+def test_the_settings_of_a_run_are_written_beside_it(tokenizer_training, tmp_path):
+    train_tokenizer(tokenizer_training, tmp_path / "run", device="cpu")
+    assert configs.load(type(tokenizer_training), tmp_path / "run" / "train.json") == tokenizer_training
+    assert json.loads((tmp_path / "run" / "train.json").read_text())["type"] == "TokenizerTraining"
+    assert sorted(path.name for path in (tmp_path / "run" / "previews").iterdir()) == [
+        "step-00000004.png",
+        "step-00000008.png",
+    ]
