@@ -66,6 +66,7 @@ class Generator(nn.Module):
             for _ in range(config.depth)
         )
         self.head = CategoricalHead(config.width, config.codebook_size, config.norm_eps)
+        self.ropes: dict[torch.device, Rope] = {}
         self.apply(init_normal)
         self.head.reset()
 
@@ -129,8 +130,11 @@ class Generator(nn.Module):
         )
 
     def rope(self, device: torch.device) -> Rope:
-        """Rotations of all slots and tokens, in the order of prediction."""
-        config = self.config
-        positions = config.order.positions(config.layout).to(device)
-        rope = rope_2d(positions, config.width // config.num_heads, config.rope_base)
-        return after_prefix(rope, self.num_slots, config.prefix_rotation)
+        """Rotations of all slots and tokens, in the order of prediction; made once, since the copy to `device` waits."""
+        if device not in self.ropes:
+            config = self.config
+            with torch.inference_mode(False):  # else training after sampling could not use them
+                positions = config.order.positions(config.layout).to(device)
+                rope = rope_2d(positions, config.width // config.num_heads, config.rope_base)
+                self.ropes[device] = after_prefix(rope, self.num_slots, config.prefix_rotation)
+        return self.ropes[device]

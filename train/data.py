@@ -76,28 +76,27 @@ class ImageBatches(Dataset[ImageBatch]):
         step, micro = divmod(index, self.loop.accumulate)
         rows = self.share.of(self.loop, micro)
         positions = batch_positions(len(self.source), self.loop.batch_size, self.loop.seed, step)
-        images = torch.stack([self.picture(int(positions[i]), step, i) for i in range(rows.start, rows.stop)])
-        generator = derived_generator(self.loop.seed, "augment", step, rows.start)
-        if self.data.shift:
-            images = random_shift(images, self.data.shift, generator)
-        if self.data.flip:
-            images = random_flip(images, generator)
-        return ImageBatch(to_float(images))
+        pictures = [self.picture(int(positions[row]), step, row) for row in range(rows.start, rows.stop)]
+        return ImageBatch(to_float(torch.stack(pictures)))
 
     def picture(self, position: int, step: int, row: int) -> Tensor:
-        """The picture at `position`, or the next readable one, cropped to the image size."""
+        """The picture at `position`, cropped, translated and mirrored at random: uint8 3 s s."""
+        image, size = self.readable(position), self.image_size
+        generator = derived_generator(self.loop.seed, "augment", step, row)
+        if image.shape[-2:] != (size, size):
+            image = random_crop(image, size, self.data.crop_scale, generator=generator)
+        if self.data.shift:
+            image = random_shift(image[None], self.data.shift, generator)[0]
+        return random_flip(image[None], generator)[0] if self.data.flip else image
+
+    def readable(self, position: int) -> Tensor:
+        """The picture at `position`, or the next one that can be read."""
         for offset in range(len(self.source)):
             try:
-                image = self.source.image((position + offset) % len(self.source))
-                break
+                return self.source.image((position + offset) % len(self.source))
             except UnreadableImage as error:
                 report_once(str(error))
-        else:
-            raise ValueError("not one picture of the data can be read")
-        if image.shape[-2:] == (self.image_size, self.image_size):
-            return image
-        generator = derived_generator(self.loop.seed, "crop", step, row)
-        return random_crop(image, self.image_size, self.data.crop_scale, generator=generator)
+        raise ValueError("not one picture of the data can be read")
 
 
 class TokenBatches(Dataset[TokenBatch]):

@@ -162,7 +162,7 @@ class Run:
 
     @contextlib.contextmanager
     def autocast(self) -> Iterator[None]:
-        """Mixed precision; on a CPU also plain attention, since the backward pass of the fused kernel is slower there."""
+        """Mixed precision; on a CPU also plain attention: the backward pass of the fused kernel is slower there."""
         device = self.accelerator.device.type
         with contextlib.ExitStack() as stack:
             stack.enter_context(torch.autocast(device, dtype=torch.bfloat16, enabled=self.loop.precision == "bf16"))
@@ -195,7 +195,7 @@ def fit(
     """Trains `task` to the end of `loop.steps`, from the last checkpoint in `out` if there is one.
 
     Writes log.jsonl, checkpoints/, previews/ and at the end config.json + model.safetensors of the averaged model to
-    `out`. Raises Diverged at a non-finite loss, Stopped after Ctrl-C or SIGTERM; both name the checkpoint to go on from.
+    `out`. Raises Diverged at a non-finite loss, Stopped after Ctrl-C or SIGTERM; both say where to go on from.
     """
     run = Run(task, optimizers, loop, accelerator)
     checkpoints = out / "checkpoints"
@@ -347,7 +347,7 @@ def should_stop(run: Run, asked: list[int]) -> bool:
 
 
 def prepare_folder(out: Path, config: Any, resume: bool) -> None:
-    """`out` for a new run, or for going on with the same one. ValueError if it holds another run or nothing to resume."""
+    """`out` for a new run, or for going on with the same one. ValueError if there is another run, or none to resume."""
     path, known = out / "train.json", (out / "train.json").is_file()
     if out.is_file():
         raise ValueError(f"{out} is a file; choose a folder for the run")

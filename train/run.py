@@ -45,7 +45,7 @@ class Parts(NamedTuple):
 def train_tokenizer(
     config: TokenizerTraining, out: str | Path, *, resume: bool = False, device: str = "auto"
 ) -> Outcome:
-    """Trains a tokenizer on images; `imgtok.load(out)` reads the result. Raises what `fit` and `prepare_folder` raise."""
+    """Trains a tokenizer on images; `imgtok.load(out)` reads the result. Raises as `fit` and `prepare_folder` do."""
     out, accelerator = Path(out), accelerator_for(device)
     parts = tokenizer_parts(config, accelerator)
     if accelerator.is_main_process:

@@ -68,7 +68,7 @@ class VectorQuantizer(nn.Module):
         return losses
 
     def entropy_loss(self, latents: Tensor) -> Tensor:
-        """Of latents b ... d: mean entropy of soft assignments minus the entropy of their mean (arXiv:2310.05737 eq. 5).
+        """Of latents b ... d: mean entropy of soft assignments minus entropy of their mean (arXiv:2310.05737 eq. 5).
 
         Low when each latent is sure of its code and all codes are used alike. The 1e-5 in the logarithm is LlamaGen's.
         """

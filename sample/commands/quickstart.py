@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor
 
 import imgtok
@@ -79,17 +78,17 @@ def quickstart(
     """
     started = time.monotonic()
     check(minutes, threads, tokenizer_steps, generator_steps, images_per_category)
-    accelerator = accelerator_for(device)
+    computer = accelerator_for(device).device
     claim(out, overwrite)
     if threads:
         torch.set_num_threads(threads)
     budget = max(minutes * 60 - OVERHEAD, minutes * 30)
 
-    first = sized_tokenizer(seed, tokenizer_steps, budget * TOKENIZER_SHARE, accelerator)
+    first = sized_tokenizer(seed, tokenizer_steps, budget * TOKENIZER_SHARE, device)
     tokenized = train_tokenizer(first, out / "tokenizer", device=device)
 
     copy_tokenizer(out / "tokenizer", out / "generator" / "tokenizer", resume=False)
-    second = sized_generator(seed, generator_steps, budget * (1 - TOKENIZER_SHARE), out / "generator", accelerator)
+    second = sized_generator(seed, generator_steps, budget * (1 - TOKENIZER_SHARE), out / "generator", device)
     generated = train_generator(second, out / "tokenizer", out / "generator", device=device)
 
     source = load("emoji64", "train")
@@ -101,7 +100,7 @@ def quickstart(
         "sample": sampled,
         "total_seconds": time.monotonic() - started,
         "seed": seed,
-        **surroundings(accelerator),
+        **surroundings(computer),
     }
     write_text(out / "metrics.json", json.dumps(metrics, indent=2) + "\n")
     print(summary(metrics, write_report(out)))
@@ -132,18 +131,19 @@ def claim(out: Path, overwrite: bool) -> None:
     out.mkdir(parents=True, exist_ok=True)
 
 
-def sized_tokenizer(seed: int, steps: int, seconds: float, accelerator: Accelerator) -> TokenizerTraining:
+def sized_tokenizer(seed: int, steps: int, seconds: float, device: str) -> TokenizerTraining:
     """The recipe with as many steps as fit into the time."""
     recipe = tokenizer_recipe()
     recipe = replace(recipe, loop=replace(recipe.loop, seed=seed))
-    steps = steps or steps_within(seconds, tokenizer_parts(recipe, accelerator))
+    steps = steps or steps_within(seconds, tokenizer_parts(recipe, accelerator_for(device)))
     return replace(recipe, loop=sized_loop(recipe.loop, steps))
 
 
-def sized_generator(seed: int, steps: int, seconds: float, out: Path, accelerator: Accelerator) -> GeneratorTraining:
+def sized_generator(seed: int, steps: int, seconds: float, out: Path, device: str) -> GeneratorTraining:
     """The recipe with as many steps as fit into the time that encoding the pictures leaves."""
     recipe = generator_recipe()
     recipe = replace(recipe, loop=replace(recipe.loop, seed=seed))
+    accelerator = accelerator_for(device)
     encode_splits(recipe.data, out, accelerator.device)
     steps = steps or steps_within(seconds, generator_parts(recipe, out, accelerator))
     return replace(recipe, loop=sized_loop(recipe.loop, steps))
@@ -160,7 +160,7 @@ def sized_loop(loop: LoopConfig, steps: int) -> LoopConfig:
 def draw(
     generator: Generator, tokenizer: Tokenizer, source: ImageSource, folder: Path, seed: int, each: int
 ) -> dict[str, Any]:
-    """A strip of samples for each category; conditions are those of training pictures, spread over its subcategories."""
+    """A strip of samples a category; conditions are those of training pictures, spread over its subcategories."""
     categories = source.label_sets[0].values
     conditions = torch.cat([conditions_of(source, category, each) for category in range(len(categories))])
     device = generator.head.logits.weight.device
@@ -210,10 +210,10 @@ def facts(outcome: Outcome, loop: LoopConfig, speed: str) -> dict[str, Any]:
     }
 
 
-def surroundings(accelerator: Accelerator) -> dict[str, Any]:
+def surroundings(device: torch.device) -> dict[str, Any]:
     """Where and with what the numbers were measured."""
     return {
-        "device": str(accelerator.device),
+        "device": str(device),
         "threads": torch.get_num_threads(),
         "machine": processor(),
         "versions": {"imgtok": imgtok.__version__, "torch": torch.__version__, "python": platform.python_version()},
@@ -235,7 +235,8 @@ def summary(metrics: dict[str, Any], page: Path) -> str:
         [
             f"tokenizer   {tokenizer['val_psnr']:.2f} dB on validation pictures, "
             f"{tokenizer['code_usage']:.1%} of the codes used, {tokenizer['seconds']:.0f} s",
-            f"generator   {generator['val_loss']:.3f} nats a token on validation pictures, {generator['seconds']:.0f} s",
+            f"generator   {generator['val_loss']:.3f} nats a token on validation pictures, "
+            f"{generator['seconds']:.0f} s",
             f"samples     {sample['images']} images, {sample['seconds_per_image'] * 1000:.0f} ms each",
             f"report      {page}",
         ]

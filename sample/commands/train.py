@@ -33,8 +33,7 @@ class Options:
     out: Path
     """Folder of the run: the model, train.json, log.jsonl, previews and checkpoints."""
     data: str | None = None
-    """Images of any size: a folder, classes as sub-folders, or an embedded set (emoji64, photos); short for
-    --data.source. None: the recipe's own."""
+    """Images of any size: a folder, classes as sub-folders, or emoji64 or photos. Short for --data.source."""
     config: Path | None = None
     """Repeat an earlier run, in place of RECIPE: its folder or its train.json."""
     resume: Flag = False
@@ -127,9 +126,9 @@ def parse(
 
 def value_after(option: str, words: Sequence[str]) -> str:
     """What follows `option` among the words, as `--option value` or `--option=value`; empty if it is not there."""
-    for word, following in zip(words, [*words[1:], ""], strict=True):
+    for i, word in enumerate(words):
         if word == option:
-            return following
+            return words[i + 1] if i + 1 < len(words) else ""
         if word.startswith(f"{option}="):
             return word.partition("=")[2]
     return ""

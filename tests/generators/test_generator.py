@@ -167,6 +167,15 @@ def test_training_reaches_every_parameter(config):
     assert [name for name, parameter in generator.named_parameters() if parameter.grad is None] == []
 
 
+def test_training_goes_on_after_sampling():
+    generator, condition = random_generator(CONFIG), condition_of(CONFIG)
+    with torch.inference_mode():
+        expected = generator(TOKENS, condition)
+    logits = generator(TOKENS, condition)
+    logits.sum().backward()
+    torch.testing.assert_close(logits.detach(), expected.clone())
+
+
 def test_dropout_is_for_training_only():
     generator, condition = random_generator(CONFIG), condition_of(CONFIG)
     assert torch.equal(generator(TOKENS, condition), generator(TOKENS, condition))

@@ -18,11 +18,12 @@ def test_a_batch_depends_on_seed_and_step_alone():
 
 
 def test_processes_and_micro_batches_share_the_same_batch(pictures):
-    data = ImageDataConfig(source=str(pictures), flip=False)
+    data = ImageDataConfig(source=str(pictures), flip=True, shift=2)
     source = load(pictures, "train")
     whole = ImageBatches(source, 16, data, LoopConfig(steps=2, batch_size=8))
     parts = [
-        ImageBatches(source, 16, data, LoopConfig(steps=2, batch_size=8, accumulate=2), Share(rank, 2)) for rank in (0, 1)
+        ImageBatches(source, 16, data, LoopConfig(steps=2, batch_size=8, accumulate=2), Share(rank, 2))
+        for rank in (0, 1)
     ]
     for step in range(2):
         pieces = [parts[rank][2 * step + micro].images for micro in (0, 1) for rank in (0, 1)]
@@ -30,7 +31,9 @@ def test_processes_and_micro_batches_share_the_same_batch(pictures):
 
 
 def test_pictures_of_any_size_are_cropped_to_one(pictures):
-    batches = ImageBatches(load("photos", "val"), 32, ImageDataConfig(source="photos"), LoopConfig(steps=1, batch_size=3))
+    batches = ImageBatches(
+        load("photos", "val"), 32, ImageDataConfig(source="photos"), LoopConfig(steps=1, batch_size=3)
+    )
     images = batches[0].images
     assert images.shape == (3, 3, 32, 32)
     assert -1 <= images.min() < images.max() <= 1

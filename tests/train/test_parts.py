@@ -1,5 +1,7 @@
 """Schedules, randomness, averaged weights, checkpoints."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from torch import nn
@@ -17,7 +19,7 @@ def test_cosine_rises_and_falls_to_its_final_share():
     assert shares[0] == pytest.approx(0.1) and shares[9] == 1.0
     assert shares[60] == pytest.approx(0.55)
     assert shares[110] == pytest.approx(0.1)
-    assert all(a >= b for a, b in zip(shares[10:], shares[11:], strict=False))
+    assert all(a >= b for a, b in pairwise(shares[10:]))
 
 
 def test_derived_seeds_differ_by_every_part():

@@ -82,7 +82,10 @@ def test_a_resumed_tokenizer_run_equals_the_uninterrupted_one(tokenizer_training
     assert states_equal(whole, resumed)
     assert (whole / "model.safetensors").read_bytes() == (resumed / "model.safetensors").read_bytes()
     timeless = [
-        [{k: v for k, v in row.items() if k not in ("rows_per_second", "memory_bytes")} for row in read(out / "log.jsonl")]
+        [
+            {k: v for k, v in row.items() if k not in ("rows_per_second", "memory_bytes")}
+            for row in read(out / "log.jsonl")
+        ]
         for out in (whole, resumed)
     ]
     assert timeless[0] == timeless[1]
