@@ -130,7 +130,7 @@ class Generator(nn.Module):
         )
 
     def rope(self, device: torch.device) -> Rope:
-        """Rotations of all slots and tokens, in the order of prediction; made once, since the copy to `device` waits."""
+        """Rotations of all slots and tokens, in the order of prediction; made once, as the copy to `device` waits."""
         if device not in self.ropes:
             config = self.config
             with torch.inference_mode(False):  # else training after sampling could not use them

@@ -52,12 +52,14 @@ class TokenCache:
         try:
             self.tokens = np.load(folder / TOKENS, mmap_mode="r", allow_pickle=False)
             self.labels = np.load(folder / LABELS, mmap_mode="r", allow_pickle=False)
+            self.names: list[str] = json.loads((folder / NAMES).read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise ValueError(f"the tokens in {folder} are damaged: {error}") from error
-        self.names: list[str] = json.loads((folder / NAMES).read_text(encoding="utf-8"))
         self.check(folder)
 
     def check(self, folder: Path) -> None:
+        if not isinstance(self.names, list) or not all(isinstance(name, str) for name in self.names):
+            raise ValueError(f"the tokens in {folder} are damaged: {NAMES} is no list of names")
         rows = len(self.names) * self.versions
         expected = (rows, self.description.layout.num_tokens)
         if self.tokens.shape != expected or self.labels.shape != (rows, len(self.description.labels)):

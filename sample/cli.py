@@ -77,10 +77,12 @@ def unknown(words: list[str]) -> int:
     import difflib
 
     parts = sorted(name.split()[1] for name in COMMANDS if name.startswith(f"{words[0]} "))
+    if parts and words[1:2] in (["-h"], ["--help"]):
+        print(help_text(words[0]))
+        return 0
     if parts:
-        asked = len(words) > 1 and words[1] in ("-h", "--help")
-        print(help_text(words[0]) if asked else f"imgtok: say which: {words[0]} {' or '.join(parts)}", file=sys.stderr)
-        return 0 if asked else 2
+        print(f"imgtok: say which: {words[0]} {' or '.join(parts)}", file=sys.stderr)
+        return 2
     close = difflib.get_close_matches(words[0], [name.split()[0] for name in COMMANDS], n=1)
     hint = f"; did you mean {close[0]!r}?" if close else "; see imgtok --help"
     print(f"imgtok: there is no command {words[0]!r}{hint}", file=sys.stderr)

@@ -34,6 +34,16 @@ def test_an_interrupted_file_leaves_the_old_one(tmp_path, error):
     assert names(tmp_path) == ["file.bin"]
 
 
+@pytest.mark.skipif(os.name == "nt", reason="open files cannot be replaced there")
+def test_whoever_reads_the_old_file_reads_it_to_the_end(tmp_path):
+    target = tmp_path / "file.txt"
+    target.write_text("old")
+    with target.open() as reader:
+        atomic.write_text(target, "new")
+        assert reader.read() == "old"
+    assert target.read_text() == "new"
+
+
 def test_text_is_utf8_and_replaces(tmp_path):
     atomic.write_text(tmp_path / "a.txt", "a much longer text than the next")
     atomic.write_text(tmp_path / "a.txt", "Grüße\n")

@@ -100,7 +100,7 @@ class VectorQuantizer(nn.Module):
 
 
 class CodebookUpkeep(nn.Module):
-    """What training remembers of a codebook beside its weights: running use, running sums of the latents of each code.
+    """What training remembers of a codebook beside its weights: running use (1 is the mean) and sums of latents.
 
     It belongs to the training task, so that a saved tokenizer holds nothing that only training needs.
     """
@@ -127,32 +127,36 @@ class CodebookUpkeep(nn.Module):
         config = quantizer.config
         latents = quantizer.normalize(latents.detach().float()).flatten(0, -2)
         counts = code_counts(indices, quantizer.codebook_size)
+        unit = quantizer.codebook_size / counts.sum()  # counts in units of the mean use: no batch size in them
         self.start(quantizer)
-        self.counts.lerp_(counts.float(), 1 - config.ema_decay)
+        self.counts.lerp_(counts * unit, 1 - config.ema_decay)
         if config.learning == "ema":
-            self.move_to_means(quantizer, latents, indices.flatten())
+            self.move_to_means(quantizer, latents, indices.flatten(), unit)
         reseeded = self.reseed(quantizer, latents, generator)
         return {"perplexity": batch_perplexity(counts), "reseeded": reseeded}
 
     def start(self, quantizer: VectorQuantizer) -> None:
-        """The first sums are the codes themselves, each counted once."""
+        """Each code begins as if it had been used as much as all others, by latents equal to it."""
         self.sums.copy_(torch.where(self.started, self.sums, quantizer.normalize(quantizer.embedding.weight.float())))
         self.started.fill_(True)
 
-    def move_to_means(self, quantizer: VectorQuantizer, latents: Tensor, indices: Tensor) -> None:
+    def move_to_means(self, quantizer: VectorQuantizer, latents: Tensor, indices: Tensor, unit: Tensor) -> None:
         sums = torch.zeros_like(self.sums).index_add_(0, indices, latents)
-        self.sums.lerp_(sum_over_processes(sums), 1 - quantizer.config.ema_decay)
+        self.sums.lerp_(sum_over_processes(sums) * unit, 1 - quantizer.config.ema_decay)
         means = self.sums / self.counts.clamp_min(1e-5)[:, None]
         quantizer.embedding.weight.copy_(quantizer.normalize(means))
 
     def reseed(self, quantizer: VectorQuantizer, latents: Tensor, generator: torch.Generator) -> Tensor:
-        """Puts each dead code on a latent drawn from the batch. Shapes are fixed, so nothing waits for the device."""
-        mean_use = self.counts.mean()
-        dead = self.counts < quantizer.config.reseed_below * mean_use
+        """Puts each dead code on a latent drawn from the batch. Shapes are fixed, so nothing waits for the device.
+
+        It begins anew with five times the use at which it would be dead again: soon, if its new place is no better.
+        """
+        threshold = quantizer.config.reseed_below
+        dead = self.counts < threshold
         draw = torch.randint(len(latents), (quantizer.codebook_size,), generator=generator).to(latents.device)
         places = from_first_process(latents[draw])
         weight = quantizer.embedding.weight
         weight.copy_(torch.where(dead[:, None], places, weight))
-        self.sums.copy_(torch.where(dead[:, None], places * mean_use, self.sums))
-        self.counts.copy_(torch.where(dead, mean_use, self.counts))
+        self.sums.copy_(torch.where(dead[:, None], places * (5 * threshold), self.sums))
+        self.counts.masked_fill_(dead, 5 * threshold)
         return dead.sum()

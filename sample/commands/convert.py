@@ -35,6 +35,8 @@ def convert(
     """
     if preset not in TOKENIZERS and preset not in GENERATORS:
         raise ValueError(f"there is no preset {preset!r}{nearest(preset)}; `imgtok presets` lists them")
+    if not file.is_file():
+        raise ValueError(f"there is no file {file}; give the path of the published weights")
     check_replaced_place(out, (hub.CONFIG_FILE, hub.WEIGHTS_FILE), overwrite)
     model: torch.nn.Module
     if preset in TOKENIZERS:

@@ -102,7 +102,7 @@ def generate(
         temperature: Below 1: likelier tokens are favoured; 0: always the likeliest.
         top_k: Draw among this many likeliest tokens; 0: all.
         top_p: Draw among the likeliest tokens that have this probability together.
-        out: Folder for 00000.png and so on, grid.png and samples.json, which repeats the settings.
+        out: Folder for 00000.png and so on, grid.png and samples.json, the settings of the run.
         grid: Write grid.png with the first 64 images.
         overwrite: Replace the images of an earlier run in --out.
         batch_size: Images drawn at a time.

@@ -50,7 +50,9 @@ class Pair(NamedTuple):
 
 def reconstruct(
     *,
-    images: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="IMAGES ...")],
+    images: Annotated[
+        tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="IMAGES ...", help_behavior_hint="(one or more)")
+    ],
     model: str,
     out: Path,
     size: int | None = None,

@@ -70,10 +70,10 @@ def tokenizer(words: Sequence[str]) -> None:
     prepare(options)
     with stopping():
         outcome = train_tokenizer(training, options.out, resume=options.resume, device=options.device)
-    recipe = words[0] if words[0] in GENERATORS else "RECIPE"
-    generator = ["train", "generator", recipe, "--tokenizer", options.out, "--data", training.data.source]
-    reconstruct = ["reconstruct", "photos", "--model", options.out, "--out", "reconstructions"]
-    report(options.out, outcome, [reconstruct, [*generator, "--out", options.out.with_name("generator")]])
+    look = ["reconstruct", "photos", "--model", options.out, "--out", "reconstructions"]
+    go_on = ["train", "generator", words[0] if words[0] in GENERATORS else "RECIPE", "--tokenizer", options.out]
+    go_on += ["--data", training.data.source, "--out", options.out.with_name("generator")]
+    report(options.out, outcome, [look, go_on])
 
 
 def generator(words: Sequence[str]) -> None:
@@ -125,10 +125,10 @@ def parse(
 
 
 def value_after(option: str, words: Sequence[str]) -> str:
-    """What follows `option` among the words, as `--option value` or `--option=value`; empty if it is not there."""
-    for i, word in enumerate(words):
+    """What follows `option` among the words, as `--option value` or `--option=value`; empty if nothing does."""
+    for word, following in zip(words, [*words, ""][1:], strict=True):
         if word == option:
-            return words[i + 1] if i + 1 < len(words) else ""
+            return "" if following.startswith("-") else following
         if word.startswith(f"{option}="):
             return word.partition("=")[2]
     return ""
@@ -163,7 +163,8 @@ def with_data(training: Training, base: Training, data: str | None) -> Training:
 
 def overview(kind: str, recipes: Mapping[str, Callable[[], Training]]) -> str:
     """What --help says where no recipe is named."""
-    width, rows = max(map(len, recipes)), list[str]()
+    width = max(map(len, recipes))
+    rows: list[str] = []
     for name, make in recipes.items():
         config = make()
         data = "needs --data" if config.data.source == NO_DATA else config.data.source

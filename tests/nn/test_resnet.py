@@ -40,8 +40,8 @@ def test_downsampling_pads_right_and_below():
     down, x = Downsample(1, 1, "conv"), torch.zeros(1, 1, 4, 4)
     torch.nn.init.zeros_(down.conv.bias)
     torch.nn.init.ones_(down.conv.weight)
-    x[0, 0, 3, 3] = 1.0  # the last pixel is in the last window only; the first pixel in the first
-    assert down(x)[0, 0].tolist() == [[0.0, 0.0], [0.0, 1.0]]
+    x[0, 0, 2, 2] = 1.0  # windows begin at 0 and 2 and are three wide: the third pixel is in both
+    assert down(x)[0, 0].tolist() == [[1.0, 1.0], [1.0, 1.0]]
     assert down(x.flip(2, 3))[0, 0].tolist() == [[1.0, 0.0], [0.0, 0.0]]
 
 

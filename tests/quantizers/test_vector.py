@@ -217,6 +217,7 @@ def test_dead_codes_move_to_latents_of_the_batch(l2_norm, learning):
         assert torch.equal(quantizer.embedding.weight[:2], before[:2])
     assert torch.equal(upkeep.counts[2:], upkeep.counts.new_full((2,), float(upkeep.counts[2])))
     assert upkeep.counts[2] >= 0.1 * upkeep.counts.mean()  # reborn codes are not dead at once
+    torch.testing.assert_close(upkeep.sums[2:] / upkeep.counts[2:, None], quantizer.embedding.weight[2:])
 
 
 def test_a_code_with_a_fair_share_is_not_re_seeded():

@@ -1,0 +1,198 @@
+"""imgtok bench: speed beside other libraries."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from imgtok.sample.bench import SamplingBench, bench_sampling
+from imgtok.sample.bench_tokenizer import TokenizerBench, bench_tokenizer
+from imgtok.sample.commands.common import Device, check_place, find_device, millions
+from imgtok.sample.measure import DType, Report
+
+SAMPLING, TOKENIZER = SamplingBench(), TokenizerBench()
+NONE = "-"
+
+
+def sample(
+    *,
+    preset: str | None = None,
+    model: Path | None = None,
+    batch: int = SAMPLING.batch,
+    dtype: DType = SAMPLING.dtype,
+    tokens: int | None = None,
+    guidance: float = SAMPLING.guidance,
+    repeats: int = SAMPLING.repeats,
+    threads: int | None = None,
+    device: Device = "auto",
+    peer: bool = True,
+    json: Path | None = None,
+) -> None:
+    """Measure how fast images are drawn, beside a Llama of the same size from transformers.
+
+    Args:
+        preset: Generator to build, with random weights, as speed does not depend on them; llamagen-gpt-b-256 if
+            nothing is given.
+        model: Folder of a trained generator instead.
+        batch: Images drawn together.
+        dtype: Numbers in weights, cache and activations.
+        tokens: Draw only so many tokens of each image.
+        guidance: Guidance scale; 1 is none and half the work.
+        repeats: Rounds, after one to warm up; the table tells their medians.
+        threads: CPU threads.
+        device: Where to compute; auto is CUDA if there is one.
+        peer: Measure transformers too.
+        json: File for the numbers.
+    """
+    bench = SamplingBench(
+        model=chosen(preset, model, SAMPLING.model),
+        batch=batch,
+        dtype=dtype,
+        tokens=tokens,
+        guidance=guidance,
+        repeats=repeats,
+        threads=threads,
+        peer=peer,
+    )
+    check_file(json)
+    report = bench_sampling(bench, find_device(device))
+    finish(report, json, sampling_lines(report))
+
+
+def tokenizer(
+    *,
+    preset: str | None = None,
+    model: Path | None = None,
+    batch: int = TOKENIZER.batch,
+    size: int | None = None,
+    dtype: DType = TOKENIZER.dtype,
+    channels_last: bool = TOKENIZER.channels_last,
+    compile: bool = TOKENIZER.compile,
+    repeats: int = TOKENIZER.repeats,
+    threads: int | None = None,
+    device: Device = "auto",
+    peer: bool = True,
+    json: Path | None = None,
+) -> None:
+    """Measure how fast images are encoded and decoded, beside a VQModel of the same size from diffusers in float32.
+
+    Args:
+        preset: Tokenizer to build, with random weights, as speed does not depend on them; llamagen-vq-f16 if
+            nothing is given.
+        model: Folder of a tokenizer whose sizes to take instead.
+        batch: Images encoded or decoded together.
+        size: Side of the images in pixels; that of the tokenizer if not given.
+        dtype: Numbers in weights and activations; images stay float32.
+        channels_last: Keep the channels of a pixel together in memory.
+        compile: Compile encoder and decoder first, which takes minutes.
+        repeats: Rounds, after one to warm up; the table tells their medians.
+        threads: CPU threads.
+        device: Where to compute; auto is CUDA if there is one.
+        peer: Measure diffusers too.
+        json: File for the numbers.
+    """
+    bench = TokenizerBench(
+        model=chosen(preset, model, TOKENIZER.model),
+        batch=batch,
+        size=size,
+        dtype=dtype,
+        channels_last=channels_last,
+        compile=compile,
+        repeats=repeats,
+        threads=threads,
+        peer=peer,
+    )
+    check_file(json)
+    report = bench_tokenizer(bench, find_device(device))
+    finish(report, json, tokenizer_lines(report))
+
+
+def chosen(preset: str | None, model: Path | None, default: str) -> str:
+    if preset is not None and model is not None:
+        raise ValueError(f"--preset {preset} and --model {model} exclude each other; leave one out")
+    return preset or (str(model) if model else default)
+
+
+def check_file(path: Path | None) -> None:
+    """ValueError if a file could not be written there."""
+    if path is not None and path.is_dir():
+        raise ValueError(f"--json {path} is a folder; give the path of a file")
+    if path is not None:
+        check_place(path.parent)
+
+
+def finish(report: Report, path: Path | None, lines: Sequence[str]) -> None:
+    print("\n".join(lines))
+    if path is not None:
+        report.save(path)
+
+
+def sampling_lines(report: Report) -> list[str]:
+    settings = report.settings
+    share = "" if settings["tokens"] == settings["tokens_per_image"] else f" of {settings['tokens_per_image']}"
+    about = (
+        f"{settings['model']}: {settings['tokens']}{share} tokens an image, batch {settings['batch']}, "
+        f"guidance {settings['guidance']:g}, {settings['dtype']}, {circumstances(report)}"
+    )
+    columns = ("", "parameters", "tokens/s", "images/s", "calls/image", "first image", "peak memory", "x transformers")
+    cells = [
+        (
+            row["name"],
+            millions(row["parameters"]),
+            shown(row["tokens_per_second"]),
+            shown(row["images_per_second"]),
+            shown(row["calls_per_image"]),
+            shown(row["seconds_to_first_image"], " s"),
+            memory(row["peak_bytes"]),
+            shown(row["ratio_to_transformers"]),
+        )
+        for row in report.rows
+    ]
+    return [about, *table([columns, *cells])]
+
+
+def tokenizer_lines(report: Report) -> list[str]:
+    settings = report.settings
+    side = settings["size"]
+    about = f"{settings['model']}: {side} x {side} pixels, batch {settings['batch']}, {circumstances(report)}"
+    columns = ("", "setting", "parameters", "images/s", "peak memory", "x diffusers")
+    cells = [
+        (
+            row["operation"],
+            row["name"] if row["name"] != "diffusers" else f"diffusers {row['dtype']}",
+            millions(row["parameters"]),
+            shown(row["images_per_second"]),
+            memory(row["peak_bytes"]),
+            shown(row["ratio_to_diffusers"]),
+        )
+        for row in report.rows
+    ]
+    return [about, *table([columns, *cells])]
+
+
+def circumstances(report: Report) -> str:
+    machine = report.machine
+    place = f"{machine['threads']} threads of {machine['cpu']}" if machine["device"] == "cpu" else machine["device"]
+    return f"{place}, torch {machine['torch']}, medians of {report.settings['repeats']}"
+
+
+def table(lines: Sequence[Sequence[str]]) -> list[str]:
+    """Columns as wide as their widest cell, words to the left and what follows to the right."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return ["  ".join(pad(cell, width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
+
+
+def pad(cell: str, width: int) -> str:
+    return cell.rjust(width) if cell[:1].isdigit() or cell == NONE else cell.ljust(width)
+
+
+def shown(value: Any, unit: str = "") -> str:
+    """Three figures that matter."""
+    if value is None:
+        return NONE
+    return (f"{value:,.0f}" if value >= 100 else f"{value:.3g}") + unit
+
+
+def memory(count: int | None) -> str:
+    return NONE if count is None else f"{count / 2**30:.2f} GiB"
