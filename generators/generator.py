@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from imgtok.generators.cache import KVCache
-from imgtok.generators.condition import LabelConditionConfig, TextConditionConfig
+from imgtok.generators.condition import Condition, LabelConditionConfig, TextConditionConfig
 from imgtok.generators.heads import CategoricalHead
 from imgtok.generators.inputs import TokenInputs
 from imgtok.generators.order import RasterOrder
@@ -41,6 +42,8 @@ class GeneratorConfig:
     rope_base: float = 10000.0
     prefix_rotation: Literal["zero", "identity"] = "identity"
     """Rotation of the condition slots: "zero" is what LlamaGen's released weights expect."""
+    embedding_std: float = 0.02
+    """Spread of the embeddings when training begins. LlamaGen: 0.02; small models learn much faster with about 0.5."""
     dropout: float = 0.1
     """On the input embeddings, after attention and after the SwiGLU."""
 
@@ -59,7 +62,7 @@ class Generator(nn.Module):
         super().__init__()
         self.config = config
         hidden = config.mlp_hidden or swiglu_hidden(config.width)
-        self.condition = config.condition.build(config.width)
+        self.condition: Condition = config.condition.build(config.width)
         self.inputs = TokenInputs(config.codebook_size, config.width, config.dropout)
         self.blocks = nn.ModuleList(
             Block(config.width, config.num_heads, hidden, config.num_kv_heads, config.norm_eps, config.dropout)
@@ -67,7 +70,7 @@ class Generator(nn.Module):
         )
         self.head = CategoricalHead(config.width, config.codebook_size, config.norm_eps)
         self.ropes: dict[torch.device, Rope] = {}
-        self.apply(init_normal)
+        self.apply(partial(init_normal, embedding_std=config.embedding_std))
         self.head.reset()
 
     @property
@@ -105,8 +108,8 @@ class Generator(nn.Module):
         `length`: how many columns of the cache to look at, at least `num_slots + start + w`; few different values mean
         few different shapes. Scoring another token at an old position overwrites it: so a draft is rolled back.
         """
-        steps = torch.arange(tokens.shape[1], device=tokens.device)
-        return self.run(self.inputs.embed(tokens), self.num_slots + start[:, None] + steps, cache, length)
+        places = start[:, None] + torch.arange(tokens.shape[1], device=tokens.device)
+        return self.run(self.inputs.embed(tokens), self.num_slots + places, cache, length)
 
     def run(self, x: Tensor, positions: Tensor, cache: KVCache, length: int) -> Tensor:
         """x b w c at `positions` (b w) through all blocks and the head."""

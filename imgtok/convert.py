@@ -6,6 +6,7 @@ import argparse
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from pickle import UnpicklingError  # what torch.load raises for what it refuses
 
 import torch
 from safetensors.torch import load_file
@@ -28,6 +29,11 @@ def read_state(path: str | Path) -> State:
             return load_file(path)
         with torch.serialization.safe_globals([argparse.Namespace]):  # LlamaGen's trainer stores its arguments
             content = torch.load(path, map_location="cpu", weights_only=True)
+    except UnpicklingError as error:
+        raise ValueError(
+            f"{path} cannot be read as weights: it is damaged, or holds more than tensors and plain values, "
+            "which is never unpickled; where you trust it, save its tensors as .safetensors"
+        ) from error
     except Exception as error:  # damaged files raise almost anything: IndexError, AssertionError, struct.error, ...
         raise ValueError(f"{path} cannot be read as weights: {first_line(error)}") from error
     return unwrap(content, path)

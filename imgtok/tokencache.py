@@ -7,8 +7,10 @@ import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -21,6 +23,7 @@ from imgtok.tokens import GridLayout
 
 logger = logging.getLogger(__name__)
 
+Integers = npt.NDArray[np.integer[Any]]
 DESCRIPTION, TOKENS, LABELS, NAMES = "tokens.json", "tokens.npy", "labels.npy", "names.json"
 
 
@@ -108,40 +111,49 @@ def encode_source(
     `flip` adds mirrored versions, `shifts` as many versions translated by at most `max_shift` pixels on white.
     """
     device = tokenizer.from_codes.weight.device
+    source_labels, label_sets = labels_of(source)
+    small = np.uint16 if tokenizer.quantizer.codebook_size <= 1 << 16 else np.int32
     tokens, labels, names = [], [], []
     for start in range(0, len(source), batch_size):
         images, kept = readable(source, range(start, min(start + batch_size, len(source))), tokenizer.config.image_size)
         if kept:
             versions = all_versions(images, flip, shifts, max_shift, torch.Generator().manual_seed(seed + start))
-            tokens.append(torch.stack([tokenizer.encode(to_float(v).to(device)).cpu() for v in versions], dim=1))
-            labels.append(source.labels[kept])
+            encoded = torch.stack([tokenizer.encode(to_float(v).to(device)).cpu() for v in versions], dim=1)
+            tokens.append(encoded.numpy().astype(small))
+            labels.append(source_labels[kept].numpy())
             names += [source.names[i] for i in kept]
         if progress is not None:
             progress(min(start + batch_size, len(source)), len(source))
     if not names:
         raise ValueError("not one picture of the data can be read")
-    all_tokens = torch.cat(tokens)
+    all_tokens = np.concatenate(tokens)
     description = CacheDescription(
         layout=tokenizer.config.layout,
         codebook_size=tokenizer.quantizer.codebook_size,
         tokenizer=fingerprint,
         versions=all_tokens.shape[1],
-        labels=tuple(CacheLabels(name=s.name, values=tuple(s.values)) for s in source.label_sets),
+        labels=tuple(CacheLabels(name=s.name, values=tuple(s.values)) for s in label_sets),
     )
-    write_cache(folder, description, all_tokens, torch.cat(labels), names)
+    write_cache(folder, description, all_tokens, np.concatenate(labels), names)
     return TokenCache(folder)
 
 
 def write_cache(
-    folder: str | Path, description: CacheDescription, tokens: Tensor, labels: Tensor, names: list[str]
+    folder: str | Path, description: CacheDescription, tokens: Integers, labels: Integers, names: list[str]
 ) -> None:
     """tokens i v n (image, version, token), labels i k."""
-    small = np.uint16 if description.codebook_size <= 1 << 16 else np.int32
     with replacing_folder(folder) as temporary:
-        np.save(temporary / TOKENS, tokens.flatten(0, 1).numpy().astype(small))
-        np.save(temporary / LABELS, labels.repeat_interleave(description.versions, dim=0).numpy())
+        np.save(temporary / TOKENS, tokens.reshape(-1, tokens.shape[-1]))
+        np.save(temporary / LABELS, labels.repeat(description.versions, axis=0))
         (temporary / NAMES).write_text(json.dumps(names), encoding="utf-8")
         configs.save(description, temporary / DESCRIPTION)
+
+
+def labels_of(source: ImageSource) -> tuple[Tensor, tuple[LabelSet, ...]]:
+    """Labels n k and their sets; pictures without classes count as one class."""
+    if source.label_sets:
+        return source.labels, source.label_sets
+    return torch.zeros(len(source), 1, dtype=torch.int64), (LabelSet("class", ("image",)),)
 
 
 def readable(source: ImageSource, indices: Iterable[int], image_size: int) -> tuple[Tensor, list[int]]:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from imgtok import hub as tokenizer_hub
 from imgtok.generators import hub as generator_hub
-from imgtok.generators.condition import TextCondition, TextFeatures
+from imgtok.generators.condition import LabelConditionConfig, TextFeatures
 from imgtok.generators.generator import Generator, GeneratorConfig
 from imgtok.generators.presets import PRESETS as GENERATORS
 from imgtok.hub import CONFIG_FILE, build_empty
@@ -87,6 +87,7 @@ def bench_sampling(bench: SamplingBench, device: torch.device) -> Report:
         decoding = decode_seconds(bench, device) if drawn == total else None
         circumstances = machine(device)
     settings = asdict(bench) | {"tokens": drawn, "tokens_per_image": total, "decode_seconds": decoding}
+    settings["weights"] = "random" if bench.model in GENERATORS else "trained"
     rows = [row(run, settings, seconds[run.name], seconds.get("transformers")) for run in runs]
     return Report(machine=circumstances, settings=settings, rows=rows)
 
@@ -156,7 +157,7 @@ def count_calls(module: nn.Module, work: Callable[[], Any]) -> int:
 def plain(bench: SamplingBench, device: torch.device) -> Work:
     """Our ancestral sampling, token by token."""
     generator = load_generator(bench, device)
-    condition, keys = some_condition(generator, bench.batch), image_keys(0, range(bench.batch), device)
+    condition, keys = some_condition(generator.config, bench.batch, device), image_keys(0, range(bench.batch), device)
     cache = generator.new_cache(bench.batch * (2 if bench.guided else 1))
     guidance = Guidance(scale=bench.guidance)
     return Work(
@@ -175,16 +176,17 @@ def transformers(bench: SamplingBench, config: GeneratorConfig, drawn: int, devi
 
 def load_generator(bench: SamplingBench, device: torch.device) -> Generator:
     if bench.model in GENERATORS:
-        return materialize(build_empty(GENERATORS[bench.model].config), DTYPES[bench.dtype], device)
+        return materialize(build_empty(GENERATORS[bench.model].config), device, DTYPES[bench.dtype])
     return generator_hub.load(bench.model, device=device, dtype=DTYPES[bench.dtype])
 
 
-def some_condition(generator: Generator, rows: int) -> Any:
+def some_condition(config: GeneratorConfig, rows: int, device: torch.device) -> Any:
     """Any condition will do; a caption has all its words."""
-    if isinstance(generator.condition, TextCondition):
-        features = generator.condition.null_features.expand(rows, -1, -1)
-        return TextFeatures(features, features.new_ones(features.shape[:2], dtype=torch.bool))
-    return generator.condition.null(rows, generator.head.logits.weight.device)
+    if isinstance(config.condition, LabelConditionConfig):
+        return torch.zeros(rows, len(config.condition.labels), dtype=torch.int64, device=device)
+    slots = config.condition.num_slots
+    features = torch.zeros(rows, slots, config.condition.feature_dim, device=device)
+    return TextFeatures(features, torch.ones(rows, slots, dtype=torch.bool, device=device))
 
 
 def decode_seconds(bench: SamplingBench, device: torch.device) -> float | None:
@@ -192,7 +194,7 @@ def decode_seconds(bench: SamplingBench, device: torch.device) -> float | None:
     config = tokenizer_config_for(bench.model)
     if config is None:
         return None
-    tokenizer = materialize(build_empty(config), DTYPES[bench.dtype], device).to(memory_format=torch.channels_last)
+    tokenizer = materialize(build_empty(config), device, DTYPES[bench.dtype]).to(memory_format=torch.channels_last)
     indices = torch.zeros(1, config.layout.num_tokens, dtype=torch.int64, device=device)
     tokenizer.decode(indices)
     return alternate({"decoding": lambda: tokenizer.decode(indices)}, bench.repeats, device)["decoding"]

@@ -94,7 +94,7 @@ def bench_tokenizer(bench: TokenizerBench, device: torch.device) -> Report:
         for operation in ("encode", "decode")
         for coder, peak in coders
     ]
-    return Report(machine=circumstances, settings=asdict(bench) | {"size": side}, rows=rows)
+    return Report(machine=circumstances, settings=asdict(bench) | {"weights": "random", "size": side}, rows=rows)
 
 
 def row(coder: Coder, peak: int | None, operation: str, batch: int, seconds: Mapping[str, float]) -> dict[str, Any]:
@@ -135,7 +135,7 @@ def builders(
 
 def tokenizer(bench: TokenizerBench, config: TokenizerConfig, layout: GridLayout, device: torch.device) -> Coder:
     """Our tokenizer in the setting of `bench`."""
-    model: Tokenizer = materialize(build_empty(config), DTYPES[bench.dtype], device)
+    model: Tokenizer = materialize(build_empty(config), device, DTYPES[bench.dtype])
     if bench.channels_last:
         model = model.to(memory_format=torch.channels_last)
     if bench.compile:

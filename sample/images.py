@@ -57,7 +57,7 @@ def generate_tokens(
     for start in range(0, total, batch_size):
         rows = min(batch_size, total - start)
         if rows not in caches:
-            caches[rows] = generator.new_cache(2 * rows)
+            caches[rows] = generator.new_cache(2 * rows if guidance else rows)
         yield sample_tokens(
             generator,
             generator.condition.select(condition, slice(start, start + rows)),

@@ -124,7 +124,6 @@ def cpu_threads(count: int | None) -> Iterator[None]:
 
 def machine(device: torch.device) -> dict[str, Any]:
     """Where a number was measured."""
-    names = ("torch", "transformers", "diffusers")
     return {
         "cpu": cpu_model(),
         "cpu_count": os.cpu_count(),
@@ -132,7 +131,9 @@ def machine(device: torch.device) -> dict[str, Any]:
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "system": platform.platform(),
         "python": platform.python_version(),
-        **{name: installed(name) for name in names},
+        "torch": str(torch.__version__),
+        "transformers": installed("transformers"),
+        "diffusers": installed("diffusers"),
     }
 
 
@@ -152,13 +153,14 @@ def installed(package: str) -> str | None:
         return None
 
 
-def materialize(model: nn.Module, dtype: torch.dtype, device: torch.device, seed: int = 0) -> Any:
+def materialize(model: nn.Module, device: torch.device, dtype: torch.dtype | None = None, seed: int = 0) -> Any:
     """Gives a model without memory (on the meta device) random but harmless weights, in evaluation mode.
 
     Matrices repeat one draw of N(0, 0.02), which is quick for billions of parameters; vectors are ones, biases zeros.
     """
-    model = model.to(dtype).to_empty(device=device).eval().requires_grad_(False)
-    noise = torch.randn(PERIOD, generator=torch.Generator().manual_seed(seed)).mul_(0.02).to(device=device, dtype=dtype)
+    model = model.to(dtype) if dtype else model
+    model = model.to_empty(device=device).eval().requires_grad_(False)
+    noise = torch.randn(PERIOD, generator=torch.Generator().manual_seed(seed)).mul_(0.02).to(device)
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if tensor.ndim < 2:
             tensor.fill_(0 if name.endswith("bias") else 1)

@@ -59,7 +59,7 @@ class LlamaPeer:
         )
         with torch.device("meta"):
             model = LlamaForCausalLM(sizes)
-        self.model = materialize(model, dtype, device)
+        self.model = materialize(model, device, dtype)
         self.cache = StaticCache(config=sizes, max_batch_size=rows, max_cache_len=length, device=device, dtype=dtype)
         self.prompt = torch.zeros(rows, slots, config.width, dtype=dtype, device=device)
         self.places = torch.arange(length, device=device)
@@ -106,7 +106,7 @@ class VQModelPeer:
                 lookup_from_codebook=True,
             )
         self.config = config
-        self.model = materialize(model, torch.float32, device)
+        self.model = materialize(model, device)
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:

@@ -95,6 +95,17 @@ def test_a_tokenizer_in_half_precision_works(tokenizer):
     assert half.reconstruct(images.bfloat16()).shape == images.shape
 
 
+def test_images_go_in_and_come_out_in_float32_whatever_the_weights_are(tokenizer):
+    half = CONFIG.build().eval().bfloat16().to(memory_format=torch.channels_last)
+    half.load_state_dict(tokenizer.state_dict())
+    images = pictures(2, 16, 16)
+    indices = half.encode(images)
+    assert torch.equal(indices, half.encode(images.bfloat16()))
+    decoded = half.decode(indices)
+    assert decoded.dtype == half(images).images.dtype == torch.float32
+    torch.testing.assert_close(decoded, tokenizer.decode(indices), atol=0.1, rtol=0)
+
+
 @pytest.mark.parametrize(
     ("value", "message"), [(64, "from 0 to 64 but the codebook has codes 0 to 63"), (-1, "from -1")]
 )

@@ -142,6 +142,8 @@ class TransformerSizes:
     num_heads: int
     num_kv_heads: int | None = None
     mlp_hidden: int | None = None
+    embedding_std: float = 0.02
+    """Spread of the embeddings when training begins."""
     dropout: float = 0.1
     drop_condition: float = 0.1
     """Probability of the null condition, for guidance."""
@@ -161,6 +163,7 @@ class TransformerSizes:
             num_heads=self.num_heads,
             num_kv_heads=self.num_kv_heads,
             mlp_hidden=self.mlp_hidden,
+            embedding_std=self.embedding_std,
             dropout=self.dropout,
         )
 

@@ -12,10 +12,11 @@ from accelerate import Accelerator
 from torch.utils.data import Dataset
 
 from imgtok import hub
-from imgtok.data import ImageSource
+from imgtok.data import ImageSource, LabelSet
 from imgtok.data import load as load_images
 from imgtok.generators.condition import Label
 from imgtok.tokencache import TokenCache, encode_source
+from imgtok.tokencache import labels_of as labelled
 from imgtok.tokenizer import Tokenizer
 from imgtok.train.config import (
     GeneratorTraining,
@@ -64,7 +65,10 @@ def train_generator(
     out, accelerator = Path(out), accelerator_for(device)
     share_of(accelerator).of(config.loop, 0)
     if accelerator.is_main_process:
-        load_images(config.data.source, "train", val_share=config.data.val_share)
+        images = load_images(config.data.source, "train", val_share=config.data.val_share)
+        config.model.config(
+            hub.load_config(tokenizer), labels_of(labelled(images)[1], config)
+        )  # refuses what cannot be
         prepare_folder(out, config, resume)
         copy_tokenizer(tokenizer, out / "tokenizer", resume)
         encode_splits(config.data, out, accelerator.device)
@@ -90,7 +94,9 @@ def generator_parts(config: GeneratorTraining, out: Path, accelerator: Accelerat
     validation = TokenCache(out / "tokens" / "val") if (out / "tokens" / "val").is_dir() else None
     batches = TokenBatches(cache, config.loop, share_of(accelerator))
     torch.manual_seed(derived_seed(config.loop.seed, "weights"))
-    task = GeneratorTask(config.model.config(tokenizer.config, labels_of(cache, config)), validation, tokenizer)
+    task = GeneratorTask(
+        config.model.config(tokenizer.config, labels_of(cache.label_sets, config)), validation, tokenizer
+    )
     return Parts(task, batches, (config.optimizer,), config.loop, accelerator)
 
 
@@ -117,14 +123,13 @@ def accelerator_for(device: str) -> Accelerator:
     return Accelerator(cpu=device == "cpu", mixed_precision="no")
 
 
-def labels_of(cache: TokenCache, config: GeneratorTraining) -> tuple[Label, ...]:
-    """The data's label sets; data without classes count as one class."""
+def labels_of(sets: tuple[LabelSet, ...], config: GeneratorTraining) -> tuple[Label, ...]:
+    """What the generator is conditioned on: the data's label sets, with the configured dropping."""
     drops = config.model.drop_labels
-    labels = tuple(
-        Label(name=labels.name, size=len(labels.values), values=labels.values, drop=drops.get(labels.name, 0.0))
-        for labels in cache.label_sets
+    return tuple(
+        Label(name=each.name, size=len(each.values), values=each.values, drop=drops.get(each.name, 0.0))
+        for each in sets
     )
-    return labels or (Label(name="class", size=1, values=("image",)),)
 
 
 def optional_images(source: str, val_share: float) -> ImageSource | None:

@@ -24,9 +24,11 @@ def swiglu_hidden(width: int, multiple: int = 256) -> int:
     return multiple * -(-int(8 * width / 3) // multiple)
 
 
-def init_normal(module: nn.Module, std: float = 0.02) -> None:
-    """N(0, std) for linear and embedding weights, zero biases (for `module.apply`)."""
-    if isinstance(module, (nn.Linear, nn.Embedding)):
+def init_normal(module: nn.Module, std: float = 0.02, embedding_std: float = 0.02) -> None:
+    """N(0, std) for linear and N(0, embedding_std) for embedding weights, zero biases (for `module.apply`)."""
+    if isinstance(module, nn.Embedding):
+        nn.init.normal_(module.weight, std=embedding_std)
+    if isinstance(module, nn.Linear):
         nn.init.normal_(module.weight, std=std)
-    if isinstance(module, nn.Linear) and module.bias is not None:
-        nn.init.zeros_(module.bias)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from imgtok.sample.bench import SamplingBench, bench_sampling
 from imgtok.sample.bench_tokenizer import TokenizerBench, bench_tokenizer
@@ -130,10 +129,10 @@ def finish(report: Report, path: Path | None, lines: Sequence[str]) -> None:
 
 def sampling_lines(report: Report) -> list[str]:
     settings = report.settings
-    share = "" if settings["tokens"] == settings["tokens_per_image"] else f" of {settings['tokens_per_image']}"
+    part = "" if settings["tokens"] == settings["tokens_per_image"] else f" of {settings['tokens_per_image']}"
     about = (
-        f"{settings['model']}: {settings['tokens']}{share} tokens an image, batch {settings['batch']}, "
-        f"guidance {settings['guidance']:g}, {settings['dtype']}, {circumstances(report)}"
+        f"{settings['model']}: {settings['tokens']}{part} tokens an image, batch {settings['batch']}, "
+        f"guidance {settings['guidance']:g}, {settings['dtype']}"
     )
     columns = ("", "parameters", "tokens/s", "images/s", "calls/image", "first image", "peak memory", "x transformers")
     cells = [
@@ -149,18 +148,17 @@ def sampling_lines(report: Report) -> list[str]:
         )
         for row in report.rows
     ]
-    return [about, *table([columns, *cells])]
+    return [about, circumstances(report), *table([columns, *cells], words=1)]
 
 
 def tokenizer_lines(report: Report) -> list[str]:
     settings = report.settings
-    side = settings["size"]
-    about = f"{settings['model']}: {side} x {side} pixels, batch {settings['batch']}, {circumstances(report)}"
+    about = f"{settings['model']}: {settings['size']} x {settings['size']} pixels, batch {settings['batch']}"
     columns = ("", "setting", "parameters", "images/s", "peak memory", "x diffusers")
     cells = [
         (
             row["operation"],
-            row["name"] if row["name"] != "diffusers" else f"diffusers {row['dtype']}",
+            f"diffusers {row['dtype']}" if row["name"] == "diffusers" else row["name"],
             millions(row["parameters"]),
             shown(row["images_per_second"]),
             memory(row["peak_bytes"]),
@@ -168,30 +166,29 @@ def tokenizer_lines(report: Report) -> list[str]:
         )
         for row in report.rows
     ]
-    return [about, *table([columns, *cells])]
+    return [about, circumstances(report), *table([columns, *cells], words=2)]
 
 
 def circumstances(report: Report) -> str:
-    machine = report.machine
+    machine, settings = report.machine, report.settings
     place = f"{machine['threads']} threads of {machine['cpu']}" if machine["device"] == "cpu" else machine["device"]
-    return f"{place}, torch {machine['torch']}, medians of {report.settings['repeats']}"
+    return f"{settings['weights']} weights, medians of {settings['repeats']}, {place}, torch {machine['torch']}"
 
 
-def table(lines: Sequence[Sequence[str]]) -> list[str]:
-    """Columns as wide as their widest cell, words to the left and what follows to the right."""
+def table(lines: Sequence[Sequence[str]], words: int) -> list[str]:
+    """Aligned columns: the first `words` of them to the left, the others, numbers, to the right."""
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return ["  ".join(pad(cell, width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
+    return [
+        "  ".join(cell.ljust(width) if i < words else cell.rjust(width) for i, (cell, width) in enumerate(cells))
+        for cells in (list(zip(line, widths, strict=True)) for line in lines)
+    ]
 
 
-def pad(cell: str, width: int) -> str:
-    return cell.rjust(width) if cell[:1].isdigit() or cell == NONE else cell.ljust(width)
-
-
-def shown(value: Any, unit: str = "") -> str:
-    """Three figures that matter."""
+def shown(value: float | None, unit: str = "") -> str:
+    """Three figures."""
     if value is None:
         return NONE
-    return (f"{value:,.0f}" if value >= 100 else f"{value:.3g}") + unit
+    return (f"{value:,.0f}" if value >= 100 else f"{value:#.3g}") + unit
 
 
 def memory(count: int | None) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import lru_cache
 from typing import Any
 
 import pytest
@@ -31,11 +30,19 @@ def found() -> Iterator[Any]:
                 yield pytest.param(case, index, id=case.call_id(index), marks=marks)
 
 
-@lru_cache(maxsize=1)  # cases come one after the other; two full-size models would be one too many
-def model_of(case: Case) -> Any:
-    return FAMILIES[case.family].build(case)
+@pytest.fixture(scope="module")
+def models() -> dict[str, Any]:
+    """The model of the case at hand."""
+    return {}
+
+
+def model_of(case: Case, models: dict[str, Any]) -> Any:
+    if str(case.path) not in models:
+        models.clear()  # cases come one after the other; two full-size models would be one too many
+        models[str(case.path)] = FAMILIES[case.family].build(case)
+    return models[str(case.path)]
 
 
 @pytest.mark.parametrize(("case", "index"), list(found()))
-def test_published_behaviour(case: Case, index: int):
-    FAMILIES[case.family].run(case, model_of(case), case.calls[index])
+def test_published_behaviour(case: Case, index: int, models: dict[str, Any]):
+    FAMILIES[case.family].run(case, model_of(case, models), case.calls[index])

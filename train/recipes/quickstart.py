@@ -31,15 +31,15 @@ TOKENIZER = TokenizerConfig(
         resample="shuffle",
         norm_groups=8,
     ),
-    quantizer=VectorConfig(codebook_size=512, codebook_dim=8, learning="ema"),
+    quantizer=VectorConfig(codebook_size=512, codebook_dim=8, learning="ema", ema_decay=0.97),
 )
 
 
 def tokenizer() -> TokenizerTraining:
     return TokenizerTraining(
         tokenizer=TOKENIZER,
-        loop=LoopConfig(steps=1200, batch_size=32, ema_decay=0.99, evaluate_every=300, checkpoint_every=300),
-        data=ImageDataConfig(source="emoji64", flip=True, shift=4),
+        loop=LoopConfig(steps=2000, batch_size=16, ema_decay=0.99, evaluate_every=500, checkpoint_every=500),
+        data=ImageDataConfig(source="emoji64", flip=True),
         loss=TokenizerLossConfig(l1=1.0, l2=1.0, commitment=0.25, codebook=0.0),
         optimizer=OptimizerConfig(
             lr=2e-3, betas=(0.9, 0.95), weight_decay=0.01, max_grad_norm=1.0, schedule="cosine", warmup_steps=50
@@ -50,12 +50,18 @@ def tokenizer() -> TokenizerTraining:
 def generator() -> GeneratorTraining:
     return GeneratorTraining(
         model=TransformerSizes(
-            width=192, depth=6, num_heads=3, mlp_hidden=512, dropout=0.1, drop_labels={"subcategory": 0.2, "style": 0.1}
+            width=256,
+            depth=4,
+            num_heads=4,
+            mlp_hidden=688,
+            embedding_std=0.5,
+            dropout=0.0,
+            drop_labels={"subcategory": 0.2, "style": 0.1},
         ),
-        loop=LoopConfig(steps=1000, batch_size=32, ema_decay=0.995, evaluate_every=250, checkpoint_every=250),
-        data=TokenDataConfig(source="emoji64", flip=True, shifts=4, max_shift=3),
+        loop=LoopConfig(steps=2000, batch_size=16, ema_decay=0.995, evaluate_every=500, checkpoint_every=500),
+        data=TokenDataConfig(source="emoji64", flip=True),
         optimizer=OptimizerConfig(
-            lr=2e-3, betas=(0.9, 0.95), weight_decay=0.05, max_grad_norm=1.0, schedule="cosine", warmup_steps=100
+            lr=2e-3, betas=(0.9, 0.95), weight_decay=0.05, max_grad_norm=1.0, schedule="cosine", warmup_steps=50
         ),
     )
 
