@@ -84,6 +84,8 @@ def load_model(
         state = published_state(str(source), presets[str(source)], weights)
         origin = f"{weights or presets[str(source)].weights} as {source}"
     else:
+        if weights is not None:
+            raise ValueError(f"weights {weights} were given with the folder {source}; they go with a preset's name")
         state = read_state(Path(source) / WEIGHTS_FILE)
         origin = str(source)
     return build_from_state(config, state, origin).to(device=device, dtype=dtype).eval()
@@ -107,7 +109,7 @@ class _WithoutInit(TorchFunctionMode):
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if getattr(function, "__module__", "") == "torch.nn.init":
-            return kwargs["tensor"]  # which is how these functions pass themselves on
+            return (kwargs or {}).get("tensor", args[0] if args else None)  # how these functions pass themselves on
         return function(*args, **(kwargs or {}))
 
 

@@ -37,7 +37,7 @@ def sample_tokens(
     """
     law, guidance = law or Law(), guidance or Guidance()
     total = num_tokens or generator.num_tokens
-    scales = guidance.scales(total)
+    scales = guidance.scales(generator.num_tokens)[:total]  # stopping early changes no token before
     guided, rows = last_guided(scales), len(keys)
     cache = cache or generator.new_cache(2 * rows if guided else rows)
     cache.reset()

@@ -47,7 +47,7 @@ class RunLog:
         self.bar.close()
 
 
-SHOWN = ("loss", "perplexity", "grad_norm", "rows_per_second", "val_psnr", "code_usage", "val_loss")
+SHOWN = ("loss", "codes_used", "perplexity", "grad_norm", "rows_per_second", "val_psnr", "code_usage", "val_loss")
 
 
 def read(path: Path) -> list[dict[str, Any]]:

@@ -88,9 +88,10 @@ class VectorQuantizer(nn.Module):
 
     def distances(self, latents: Tensor) -> Tensor:
         """Squared distances of (normalised) latents to all codes: b ... d -> b ... v, float32."""
-        codebook = self.normalize(self.embedding.weight.float())
-        squares = latents.square().sum(-1, keepdim=True) + codebook.square().sum(-1)
-        return squares - 2 * latents @ codebook.T
+        with torch.autocast(latents.device.type, enabled=False):  # which would multiply matrices in half precision
+            codebook = self.normalize(self.embedding.weight.float())
+            squares = latents.square().sum(-1, keepdim=True) + codebook.square().sum(-1)
+            return squares - 2 * latents.float() @ codebook.T
 
     def normalize(self, x: Tensor) -> Tensor:
         return F.normalize(x, dim=-1) if self.config.l2_norm else x
@@ -122,7 +123,7 @@ class CodebookUpkeep(nn.Module):
         """After a training step: running means of used codes (if `learning="ema"`), new places for dead ones.
 
         latents b ... d before quantisation, indices b ...; `generator` (on the CPU) draws the latents for dead codes.
-        All processes end with the same codebook. Returns "perplexity" of the batch and the number "reseeded".
+        All processes end with the same codebook. Returns the batch's "codes_used" and "perplexity", and how many were "reseeded".
         """
         config = quantizer.config
         latents = quantizer.normalize(latents.detach().float()).flatten(0, -2)
@@ -133,7 +134,7 @@ class CodebookUpkeep(nn.Module):
         if config.learning == "ema":
             self.move_to_means(quantizer, latents, indices.flatten(), unit)
         reseeded = self.reseed(quantizer, latents, generator)
-        return {"perplexity": batch_perplexity(counts), "reseeded": reseeded}
+        return {"codes_used": (counts > 0).sum(), "perplexity": batch_perplexity(counts), "reseeded": reseeded}
 
     def start(self, quantizer: VectorQuantizer) -> None:
         """Each code begins as if it had been used as much as all others, by latents equal to it."""

@@ -266,3 +266,11 @@ def test_a_saved_quantizer_holds_its_codes_and_nothing_else():
     quantizer = quantizer_of(replace(CONFIG, learning="ema"))
     quantizer.upkeep()
     assert list(quantizer.state_dict()) == ["embedding.weight"]
+
+
+def test_mixed_precision_does_not_reach_the_distances():
+    quantizer = VectorConfig(codebook_size=512, codebook_dim=8).build()
+    latents = torch.randn(256, 8, generator=torch.Generator().manual_seed(0))
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = quantizer.nearest(latents)
+    assert torch.equal(mixed, quantizer.nearest(latents))

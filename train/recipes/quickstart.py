@@ -40,7 +40,7 @@ def tokenizer() -> TokenizerTraining:
         tokenizer=TOKENIZER,
         loop=LoopConfig(steps=2000, batch_size=16, ema_decay=0.99, evaluate_every=500, checkpoint_every=500),
         data=ImageDataConfig(source="emoji64", flip=True),
-        loss=TokenizerLossConfig(l1=1.0, l2=1.0, commitment=0.25, codebook=0.0),
+        loss=TokenizerLossConfig(l1=0.5, l2=1.0, commitment=0.25, codebook=0.0),
         optimizer=OptimizerConfig(
             lr=2e-3, betas=(0.9, 0.95), weight_decay=0.01, max_grad_norm=1.0, schedule="cosine", warmup_steps=50
         ),
@@ -55,11 +55,11 @@ def generator() -> GeneratorTraining:
             num_heads=4,
             mlp_hidden=688,
             embedding_std=0.5,
-            dropout=0.0,
+            dropout=0.1,
             drop_labels={"subcategory": 0.2, "style": 0.1},
         ),
         loop=LoopConfig(steps=2000, batch_size=16, ema_decay=0.995, evaluate_every=500, checkpoint_every=500),
-        data=TokenDataConfig(source="emoji64", flip=True),
+        data=TokenDataConfig(source="emoji64", flip=True, shifts=1, max_shift=2),
         optimizer=OptimizerConfig(
             lr=2e-3, betas=(0.9, 0.95), weight_decay=0.05, max_grad_norm=1.0, schedule="cosine", warmup_steps=50
         ),
