@@ -153,14 +153,14 @@ def installed(package: str) -> str | None:
         return None
 
 
-def materialize(model: nn.Module, device: torch.device, dtype: torch.dtype | None = None, seed: int = 0) -> Any:
+def materialize(model: nn.Module, device: torch.device, dtype: torch.dtype | None = None) -> Any:
     """Gives a model without memory (on the meta device) random but harmless weights, in evaluation mode.
 
     Matrices repeat one draw of N(0, 0.02), which is quick for billions of parameters; vectors are ones, biases zeros.
     """
     model = model.to(dtype) if dtype else model
     model = model.to_empty(device=device).eval().requires_grad_(False)
-    noise = torch.randn(PERIOD, generator=torch.Generator().manual_seed(seed)).mul_(0.02).to(device)
+    noise = torch.randn(PERIOD, generator=torch.Generator().manual_seed(0)).mul_(0.02).to(device)
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if tensor.ndim < 2:
             tensor.fill_(0 if name.endswith("bias") else 1)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from imgtok.sample.bench import SamplingBench, bench_sampling
 from imgtok.sample.bench_tokenizer import TokenizerBench, bench_tokenizer
-from imgtok.sample.commands.common import Device, check_place, find_device, millions
+from imgtok.sample.commands.common import Device, find_device, millions
 from imgtok.sample.measure import DType, Report
 
 SAMPLING, TOKENIZER = SamplingBench(), TokenizerBench()
@@ -114,11 +115,14 @@ def chosen(preset: str | None, model: Path | None, default: str) -> str:
 
 
 def check_file(path: Path | None) -> None:
-    """ValueError if a file could not be written there."""
-    if path is not None and path.is_dir():
+    """ValueError if a file could not be written there. Makes nothing."""
+    if path is None:
+        return
+    if path.is_dir():
         raise ValueError(f"--json {path} is a folder; give the path of a file")
-    if path is not None:
-        check_place(path.parent)
+    there = next(place for place in path.absolute().parents if place.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise ValueError(f"--json {path} cannot be written, {there} is no folder that you may write to; choose another")
 
 
 def finish(report: Report, path: Path | None, lines: Sequence[str]) -> None:

@@ -166,9 +166,12 @@ def test_bad_input_is_told_in_a_line_and_nothing_is_written(capsys, tmp_path, wo
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_folder_as_file_is_told_before_measuring(capsys, tmp_path):
-    assert main(["bench", "sample", "--preset", "tiny", "--json", str(tmp_path)]) == 2
-    assert "is a folder; give the path of a file" in capsys.readouterr().err
+def test_a_place_where_no_file_can_be_is_told_before_measuring(capsys, tmp_path):
+    file = tmp_path / "file"
+    file.touch()
+    for path, told in ((tmp_path, "is a folder; give the path of a file"), (file / "report.json", "cannot be written")):
+        assert main(["bench", "sample", "--preset", "tiny", "--json", str(path)]) == 2
+        assert told in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("command", "package"), [("sample", "transformers"), ("tokenizer", "diffusers")])
