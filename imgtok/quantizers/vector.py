@@ -123,7 +123,7 @@ class CodebookUpkeep(nn.Module):
         """After a training step: running means of used codes (if `learning="ema"`), new places for dead ones.
 
         latents b ... d before quantisation, indices b ...; `generator` (on the CPU) draws the latents for dead codes.
-        All processes end with the same codebook. Returns the batch's "codes_used" and "perplexity", and how many were "reseeded".
+        All processes end with the same codebook. Returns "codes_used" and "perplexity" of the batch, and "reseeded".
         """
         config = quantizer.config
         latents = quantizer.normalize(latents.detach().float()).flatten(0, -2)
