@@ -146,8 +146,9 @@ def footer(run: Run) -> str:
 
 
 ABOUT_SAMPLES = (
-    "A sample starts from nothing but a category: the generator draws token after token by chance, and the tokenizer "
-    "paints the result. Models this small, trained this briefly, get colours, shapes and styles, and lose fine detail; "
+    "A sample starts from labels alone (category, subcategory, style): the generator draws token after token, "
+    "the tokenizer paints the result. Models this small, trained this briefly, get colours, shapes and styles, "
+    "and lose fine detail; "
     "more steps and larger models sharpen it."
 )
 
