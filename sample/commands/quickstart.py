@@ -43,8 +43,8 @@ from imgtok.train.tasks import pairs, spread, validation_images
 
 logger = logging.getLogger(__name__)
 
-OVERHEAD = 50.0  # seconds that no setting changes: start, trials of the speed, encoding, sampling, report
-TOKENIZER_SHARE = 0.5  # of the training time
+OVERHEAD = 60.0  # seconds that no setting changes: start, trials of the speed, encoding, sampling, report
+TOKENIZER_SHARE = 0.45  # of the training time
 LAW, GUIDANCE = Law(temperature=0.9, top_k=100), Guidance(scale=3.0)
 
 

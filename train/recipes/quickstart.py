@@ -40,7 +40,7 @@ def tokenizer() -> TokenizerTraining:
         tokenizer=TOKENIZER,
         loop=LoopConfig(steps=2000, batch_size=16, ema_decay=0.99, evaluate_every=500, checkpoint_every=500),
         data=ImageDataConfig(source="emoji64", flip=True),
-        loss=TokenizerLossConfig(l1=0.5, l2=1.0, commitment=0.25, codebook=0.0),
+        loss=TokenizerLossConfig(l1=1.0, l2=1.0, commitment=0.25, codebook=0.0),
         optimizer=OptimizerConfig(
             lr=2e-3, betas=(0.9, 0.95), weight_decay=0.01, max_grad_norm=1.0, schedule="cosine", warmup_steps=50
         ),
