@@ -238,7 +238,7 @@ def test_a_mistyped_option_is_answered_with_the_nearest(run, tmp_path):
 def test_help_at_every_level(run, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     parts = {
-        ("train", "tokenizer"): ("quickstart", "1,200 steps of 32, emoji64", "needs --data", "--resume", "--config"),
+        ("train", "tokenizer"): ("quickstart", "2 steps of 4, ", "needs --data", "--resume", "--config"),
         ("train", "generator"): ("llamagen-gpt-xl", "--tokenizer STR", "--resume"),
         ("train", "tokenizer", "quickstart"): (
             "--optimizer.lr FLOAT",
