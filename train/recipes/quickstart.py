@@ -31,7 +31,7 @@ TOKENIZER = TokenizerConfig(
         resample="shuffle",
         norm_groups=8,
     ),
-    quantizer=VectorConfig(codebook_size=512, codebook_dim=8, learning="ema", ema_decay=0.97),
+    quantizer=VectorConfig(codebook_size=512, codebook_dim=8, learning="ema", ema_decay=0.99),
 )
 
 
