@@ -14,8 +14,9 @@ from imgtok.generators.condition import Condition, LabelConditionConfig, TextCon
 from imgtok.generators.heads import CategoricalHead
 from imgtok.generators.inputs import TokenInputs
 from imgtok.generators.order import RasterOrder
+from imgtok.generators.tree import Tree
 from imgtok.nn.block import Block
-from imgtok.nn.mask import cached, padded_causal
+from imgtok.nn.mask import cached, drafted, padded_causal
 from imgtok.nn.mlp import init_normal, swiglu_hidden
 from imgtok.nn.position import Rope, after_prefix, rope_2d
 from imgtok.tokens import GridLayout
@@ -82,6 +83,14 @@ class Generator(nn.Module):
         """Condition slots in front of the first token."""
         return self.condition.num_slots
 
+    @property
+    def device(self) -> torch.device:
+        return self.inputs.embedding.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.inputs.embedding.weight.dtype
+
     def forward(self, tokens: Tensor, condition: Any) -> Tensor:
         """Teacher forcing: tokens b n and condition -> logits b n v; row k is the law of token k given those before."""
         prefix = self.condition(condition)
@@ -93,43 +102,84 @@ class Generator(nn.Module):
             x = block(x, rope, mask, causal=mask is None)
         return self.head(x[:, self.num_slots - 1 :])
 
-    def prefill(self, condition: Any, cache: KVCache) -> Tensor:
-        """Reads the condition into the cache: logits of the first token, b v."""
+    def prefill(self, condition: Any, cache: KVCache) -> None:
+        """Reads the condition into the cache: all its slots but the last, which is read at place -1 of `score`."""
         prefix = self.condition(condition)
-        x, slots = prefix.embeddings, self.num_slots
-        positions = torch.arange(slots, device=x.device).expand(len(x), -1)
+        x, before = prefix.embeddings, self.num_slots - 1
+        cache.root[: len(x)] = x[:, -1]
         if prefix.visible is not None:
-            cache.visible[: len(x), :slots] = prefix.visible
-        return self.run(x, positions, cache, slots)[:, -1]
+            cache.visible[: len(x), : self.num_slots] = prefix.visible
+        if before:
+            columns = torch.arange(before, device=x.device).expand(len(x), -1)
+            self.run(x[:, :-1], columns, columns, cached(columns, cache.visible[: len(x), :before]), cache, before)
 
-    def score(self, tokens: Tensor, start: Tensor, cache: KVCache, length: int) -> Tensor:
+    def score(
+        self,
+        tokens: Tensor,
+        start: Tensor,
+        cache: KVCache,
+        length: int,
+        tree: Tree | None = None,
+        depth: int | None = None,
+    ) -> Tensor:
         """Reads tokens b w that stand at start, start + 1, … (b): logits b w v of the tokens after each of them.
 
-        `length`: how many columns of the cache to look at, at least `num_slots + start + w`; few different values mean
-        few different shapes. Scoring another token at an old position overwrites it: so a draft is rolled back.
+        The token at place -1 is the condition, whatever its number here. `length`: how many columns of the cache to
+        look at, at least `num_slots + start + w`; few different values mean few different shapes. With a `tree`, token
+        j is node j: `start` is the root's place, and siblings share one. Scoring another token at an old place
+        overwrites it: so a draft is rolled back; of a tree, `commit` keeps a path. `depth`: ask the first blocks only.
         """
-        places = start[:, None] + torch.arange(tokens.shape[1], device=tokens.device)
-        return self.run(self.inputs.embed(tokens), self.num_slots + places, cache, length)
+        columns = self.num_slots + start[:, None] + torch.arange(tokens.shape[1], device=tokens.device)
+        places = columns if tree is None else self.num_slots + start[:, None] + tree.depths
+        x = torch.where(
+            (columns == self.num_slots - 1)[..., None],
+            cache.root[: len(tokens), None].to(self.dtype),
+            self.inputs.embed(tokens),
+        )
+        visible = cache.visible[: len(tokens), :length]
+        if tree is None:
+            mask = cached(columns, visible)
+        else:
+            mask = drafted(columns[:, 0], columns.shape[1], visible, tree.sees)
+        return self.head(self.run(x, places, columns, mask, cache, length, depth))
 
-    def run(self, x: Tensor, positions: Tensor, cache: KVCache, length: int) -> Tensor:
-        """x b w c at `positions` (b w) through all blocks and the head."""
-        rope = self.rope(x.device).at(positions)
-        mask = cached(positions, cache.visible[: len(x), :length])
-        for block, layer in zip(self.blocks, cache.layers(positions, length), strict=True):
+    def commit(self, path: Tensor, start: Tensor, cache: KVCache) -> None:
+        """Of a scored tree with its root at `start` (b), keeps the nodes `path` (b m) as the tokens after the root."""
+        root = self.num_slots + start[:, None]
+        cache.move(root + path, root + 1 + torch.arange(path.shape[1], device=path.device))
+
+    def run(
+        self,
+        x: Tensor,
+        places: Tensor,
+        columns: Tensor,
+        mask: Tensor,
+        cache: KVCache,
+        length: int,
+        depth: int | None = None,
+    ) -> Tensor:
+        """x b w c through the blocks, turned as its `places` say and kept in `columns` of the cache (both b w)."""
+        rope = self.rope(x.device)
+        rope = rope.at(places.clamp_max(len(rope.cos) - 1))  # drafts may run past the end
+        for block, layer in zip(self.blocks[:depth], cache.layers(columns, length), strict=False):
             x = block(x, rope, mask, cache=layer)
-        return self.head(x)
+        return x
 
     def new_cache(self, rows: int, extra: int = 0) -> KVCache:
-        """Memory for `rows` images (guidance counts twice) like the parameters; `extra`: spare columns."""
-        config, weight = self.config, self.head.logits.weight
+        """Memory for `rows` images (guidance counts twice); `extra`: spare columns.
+
+        Of the parameters' type, but at least float32 on a CPU, whose fused attention is slow in half precision.
+        """
+        config, dtype = self.config, self.dtype
         return KVCache(
             layers=len(self.blocks),
             rows=rows,
             heads=config.num_kv_heads or config.num_heads,
             length=self.num_slots + self.num_tokens + extra,
             head_dim=config.width // config.num_heads,
-            dtype=weight.dtype,
-            device=weight.device,
+            width=config.width,
+            dtype=torch.promote_types(dtype, torch.float32) if self.device.type == "cpu" else dtype,
+            device=self.device,
         )
 
     def rope(self, device: torch.device) -> Rope:

@@ -23,6 +23,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "decode": ("imgtok.sample.commands.tokens:decode", "a folder of tokens to images"),
     "convert": ("imgtok.sample.commands.convert:convert", "a published weights file to our format"),
     "presets": ("imgtok.sample.commands.presets:presets", "list what can be loaded or trained by name"),
+    "strategies": ("imgtok.sample.commands.strategies:strategies", "list the ways to draw, and what each guarantees"),
     "bench sample": ("imgtok.sample.commands.bench:sample", "speed of sampling beside transformers"),
     "bench tokenizer": ("imgtok.sample.commands.bench:tokenizer", "speed of encoding and decoding beside diffusers"),
 }

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 
@@ -51,6 +52,16 @@ def last_guided(scales: list[float]) -> int:
 
 
 def guide(logits: Tensor, scale: float) -> Tensor:
-    """Rows [conditional; null] -> guided, half as many: 2b ... v -> b ... v, in float32."""
-    conditional, null = logits.float().chunk(2)
+    """Rows [conditional; null] -> guided, half as many: 2b ... v -> b ... v, in float32 (float64 stays)."""
+    conditional, null = wide(logits).chunk(2)
     return null + scale * (conditional - null)
+
+
+def guide_at(logits: Tensor, scales: Tensor) -> Tensor:
+    """The same with scales that differ by place (broadcast against b w v); a scale of 1 is exactly no guidance."""
+    conditional, null = wide(logits).chunk(2)
+    return torch.where(scales == 1, conditional, null + scales * (conditional - null))
+
+
+def wide(logits: Tensor) -> Tensor:
+    return logits if logits.dtype == torch.float64 else logits.float()

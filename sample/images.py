@@ -2,18 +2,66 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from imgtok.generators.cache import KVCache
 from imgtok.generators.generator import Generator
-from imgtok.sample.ancestral import sample_tokens
+from imgtok.sample.engine import Clock, Drawn, sample_tokens
 from imgtok.sample.guidance import Guidance
 from imgtok.sample.law import Law
+from imgtok.sample.measure import with_peak
 from imgtok.sample.noise import image_keys
+from imgtok.sample.plain import Plain
+from imgtok.sample.scorer import new_cache
+from imgtok.sample.strategy import Progress, Strategy
+from imgtok.sample.tuner import Tuner
 from imgtok.tokenizer import Tokenizer
+
+logger = logging.getLogger(__name__)
+
+OnPreview = Callable[[int, Tensor], None]
+
+
+@dataclass
+class Statistics:
+    """What drawing took, summed up over batches. Timing the parts of a round makes a GPU wait after each."""
+
+    images: int = 0
+    tokens: int = 0
+    calls: int = 0
+    """Network calls, counted for each image of a batch until it was finished."""
+    accepted: list[int] = field(default_factory=list)
+    """How many of them committed 0, 1, 2, … tokens."""
+    seconds: dict[str, float] = field(default_factory=dict)
+    """By part of a round: draft, model, law, couple."""
+    peak_bytes: int = 0
+    """Memory in use at most, beyond what was in use before."""
+
+    def add(self, drawn: Drawn, clock: Clock, peak: int | None) -> None:
+        self.images += len(drawn.tokens)
+        self.tokens += drawn.tokens.numel()
+        self.calls += int(drawn.calls.sum())
+        counts = drawn.accepted.tolist()
+        longest = max(len(counts), len(self.accepted))
+        padded = (row + [0] * (longest - len(row)) for row in (counts, self.accepted))
+        self.accepted = [one + other for one, other in zip(*padded, strict=True)]
+        for part, seconds in clock.seconds.items():
+            self.seconds[part] = self.seconds.get(part, 0.0) + seconds
+        self.peak_bytes = max(self.peak_bytes, peak or 0)
+
+    @property
+    def calls_per_image(self) -> float:
+        return self.calls / max(self.images, 1)
+
+    @property
+    def tokens_per_call(self) -> float:
+        return self.tokens / max(self.calls, 1)
 
 
 def generate(
@@ -26,17 +74,39 @@ def generate(
     batch_size: int = 16,
     law: Law | None = None,
     guidance: Guidance | None = None,
+    strategy: Strategy | Tuner | None = None,
+    statistics: Statistics | None = None,
+    on_preview: OnPreview | None = None,
+    preview_every: int = 16,
 ) -> Iterator[Tensor]:
     """Draws one image per row of `condition`, yielding batches b 3 h w in [-1, 1] as they are finished.
 
     Row i becomes image `first + i` of `seed`: it depends on nothing else, so a run may be cut into any batches.
-    ValueError if the tokenizer's codes or grid are not the generator's.
+    `strategy`: how (default: token by token); those that are `pathwise` give the same images in fewer network calls.
+    `statistics` is added to. `on_preview` sees the number of a batch's first image and its unfinished images, every
+    `preview_every` network calls. ValueError if the tokenizer's codes or grid are not the generator's.
     """
     check_pair(generator, tokenizer)
+    layout = generator.config.layout
+
+    def preview(number: int, tokens: Tensor) -> None:
+        assert on_preview is not None
+        on_preview(number, tokenizer.decode(tokens, layout))
+
     for tokens in generate_tokens(
-        generator, condition, seed=seed, first=first, batch_size=batch_size, law=law, guidance=guidance
+        generator,
+        condition,
+        seed=seed,
+        first=first,
+        batch_size=batch_size,
+        law=law,
+        guidance=guidance,
+        strategy=strategy,
+        statistics=statistics,
+        on_preview=preview if on_preview else None,
+        preview_every=preview_every,
     ):
-        yield tokenizer.decode(tokens, generator.config.layout)
+        yield tokenizer.decode(tokens, layout)
 
 
 def generate_tokens(
@@ -48,24 +118,90 @@ def generate_tokens(
     batch_size: int = 16,
     law: Law | None = None,
     guidance: Guidance | None = None,
+    strategy: Strategy | Tuner | None = None,
+    statistics: Statistics | None = None,
+    on_preview: OnPreview | None = None,
+    preview_every: int = 16,
 ) -> Iterator[Tensor]:
-    """The same without decoding: batches of tokens b n."""
-    total, caches = count(condition), dict[int, KVCache]()
+    """The same without decoding: batches of tokens b n.
+
+    Where memory does not suffice, batches are halved, with a warning; the images stay the same.
+    """
+    law, guidance, tuner = law or Law(), guidance or Guidance(), strategy if isinstance(strategy, Tuner) else None
+    total, caches, earlier, start = count(condition), dict[tuple[int, int], KVCache](), None, 0
     if batch_size < 1 or total < 1:
         raise ValueError(f"batch_size and the number of conditions must be at least 1, got {batch_size} and {total}")
-    device = generator.head.logits.weight.device
-    for start in range(0, total, batch_size):
+    while start < total:
         rows = min(batch_size, total - start)
-        if rows not in caches:
-            caches[rows] = generator.new_cache(2 * rows if guidance else rows)
-        yield sample_tokens(
-            generator,
-            generator.condition.select(condition, slice(start, start + rows)),
-            image_keys(seed, range(first + start, first + start + rows), device),
-            law=law,
-            guidance=guidance,
-            cache=caches[rows],
-        )
+        way: Strategy = tuner.strategy() if tuner else strategy or Plain()  # type: ignore[assignment]
+        clock = Clock(generator.device) if statistics else None
+
+        def draw(
+            start: int = start,
+            rows: int = rows,
+            way: Strategy = way,
+            clock: Clock | None = clock,
+            earlier: Any = earlier,
+        ) -> Drawn:
+            if (rows, way.window) not in caches:
+                caches[rows, way.window] = new_cache(generator, rows, guidance, way.window)
+            return sample_tokens(
+                generator,
+                generator.condition.select(condition, slice(start, start + rows)),
+                image_keys(seed, range(first + start, first + start + rows), generator.device),
+                law=law,
+                guidance=guidance,
+                strategy=way,
+                cache=caches[rows, way.window],
+                clock=clock,
+                on_round=previewer(on_preview, first + start, generator.num_tokens, preview_every),
+                earlier=earlier,
+            )
+
+        try:
+            if statistics is None or clock is None:
+                drawn = draw()
+            else:
+                drawn, peak = with_peak(draw, generator.device)
+                statistics.add(drawn, clock, peak)
+        except RuntimeError as error:
+            if rows == 1 or not is_out_of_memory(error):
+                raise
+            batch_size = (rows + 1) // 2
+            caches.clear()
+            logger.warning(
+                "out of memory with batch_size %d: going on with %d, same images; batch_size %d avoids this",
+                rows,
+                batch_size,
+                batch_size,
+            )
+            continue
+        if tuner:
+            tuner.learn(drawn)
+        earlier, start = drawn.memory, start + rows
+        yield drawn.tokens
+
+
+def previewer(
+    on_preview: OnPreview | None, number: int, num_tokens: int, every: int
+) -> Callable[[Progress], None] | None:
+    """Shows the tokens so far, every so many rounds; places that are not drawn yet repeat the first token."""
+    if on_preview is None:
+        return None
+    rounds = 0
+
+    def look(progress: Progress) -> None:
+        nonlocal rounds
+        rounds += 1
+        if rounds % every == 0:
+            tokens, places = progress.tokens[:, :num_tokens], torch.arange(num_tokens, device=progress.start.device)
+            on_preview(number, torch.where(places <= progress.start[:, None], tokens, tokens[:, :1]))
+
+    return look
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def count(condition: Any) -> int:

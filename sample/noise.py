@@ -9,7 +9,7 @@ from torch import Tensor
 
 # Two multipliers of a 32-bit integer hash with good avalanche, as signed numbers; products wrap around.
 _FIRST, _SECOND = 0x21F0AAAD, 0x735A2D97
-_POSITION, _STREAM = 0x3C6EF372, 0x1B873593
+_POSITION, _STREAM, _PURPOSE = 0x3C6EF372, 0x1B873593, 0x2545F491
 _MASK64, _STEP = (1 << 64) - 1, 0x9E3779B97F4A7C15
 
 
@@ -19,16 +19,28 @@ def image_keys(seed: int, images: Iterable[int], device: torch.device | str = "c
     return torch.tensor(keys, dtype=torch.int64).reshape(-1, 2).to(torch.int32).to(device)
 
 
-def gumbel(keys: Tensor, positions: Tensor, size: int) -> Tensor:
+def gumbel(keys: Tensor, positions: Tensor, size: int, purpose: Tensor | int = 0) -> Tensor:
     """Standard Gumbel variables, one for each token of the vocabulary: keys b 2, positions b w -> b w size, float32.
 
     Argmax of log-probabilities plus this noise is a draw from the law. The exponentials behind it have steps of 2^-32
-    where they are small, which decides only between tokens less likely than that.
+    where they are small, which decides only between tokens less likely than that. Each `purpose` (a number, or b 1)
+    has noise of its own.
     """
-    place = _mix32(keys[:, :1] ^ _mix32(positions.to(torch.int32) * _POSITION + keys[:, 1:]))
     tokens = torch.arange(size, dtype=torch.int32, device=keys.device)
-    bits = _mix32(_mix32(tokens * _STREAM ^ place[..., None]) + keys[:, 1:, None])
+    bits = _mix32(_mix32(tokens * _STREAM ^ _place(keys, positions, purpose)[..., None]) + keys[:, 1:, None])
     return -_exponential(bits).log()
+
+
+def uniform(keys: Tensor, positions: Tensor, purpose: Tensor | int = 0) -> Tensor:
+    """Uniform in (0, 1): keys b 2, positions b w -> b w, float32."""
+    bits = _mix32(_place(keys, positions, purpose) + keys[:, 1:] * _STREAM)
+    return (bits >> 9 & 0x7FFFFF).float() * 2.0**-23 + 2.0**-24  # exact, so never 1
+
+
+def _place(keys: Tensor, positions: Tensor, purpose: Tensor | int) -> Tensor:
+    """b w: a hash of image, position and purpose."""
+    own = keys[:, 1:] + purpose * _PURPOSE
+    return _mix32(keys[:, :1] ^ _mix32(positions.to(torch.int32) * _POSITION + own.to(torch.int32)))
 
 
 def _exponential(bits: Tensor) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -41,7 +43,9 @@ class LlamaPeer:
     Its prompt is as many slots as our condition has; its rotations are one-dimensional, which costs the same.
     """
 
-    def __init__(self, config: GeneratorConfig, rows: int, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self, config: GeneratorConfig, rows: int, dtype: torch.dtype, device: torch.device, compiled: bool = False
+    ) -> None:
         """`rows`: images and their unconditional twins. ImportError if transformers is missing."""
         LlamaConfig, LlamaForCausalLM, StaticCache = find_transformers()
         slots = 1 if isinstance(config.condition, LabelConditionConfig) else config.condition.num_slots
@@ -60,20 +64,24 @@ class LlamaPeer:
         with torch.device("meta"):
             model = LlamaForCausalLM(sizes)
         self.model = materialize(model, device, dtype)
+        if compiled:
+            self.model.model.compile()
         self.cache = StaticCache(config=sizes, max_batch_size=rows, max_cache_len=length, device=device, dtype=dtype)
+        named = inspect.signature(type(self.model.model).forward).parameters
+        self.cache_name = "cache" if "cache" in named else "past_key_values"  # its name until version 5.24
         self.prompt = torch.zeros(rows, slots, config.width, dtype=dtype, device=device)
         self.places = torch.arange(length, device=device)
 
     @torch.no_grad()
-    def draw(self, num_tokens: int, scale: float, guided: bool) -> Tensor:
-        """Tokens b n, by guidance outside of the model and torch.multinomial."""
+    def draw(self, num_tokens: int, scale: float, guided: bool, law: Callable[[Tensor], Tensor]) -> Tensor:
+        """Tokens b n, by guidance outside of the model, our law and torch.multinomial."""
         self.cache.reset()
         dice = torch.Generator(self.prompt.device).manual_seed(0)
         slots, tokens = self.prompt.shape[1], []
         logits = self.logits(self.places[:slots], inputs_embeds=self.prompt)
         for i in range(num_tokens):
-            law = (guide(logits, scale) if guided else logits.float()).softmax(-1)
-            tokens.append(torch.multinomial(law, 1, generator=dice))
+            probs = law(guide(logits, scale) if guided else logits.float()).exp()
+            tokens.append(torch.multinomial(probs, 1, generator=dice))
             if i + 1 < num_tokens:
                 rows = tokens[-1].repeat(2 if guided else 1, 1)
                 logits = self.logits(self.places[slots + i : slots + i + 1], input_ids=rows)
@@ -81,7 +89,8 @@ class LlamaPeer:
 
     def logits(self, places: Tensor, **inputs: Tensor) -> Tensor:
         """Of the token after the last: b v."""
-        out = self.model.model(**inputs, past_key_values=self.cache, cache_position=places, use_cache=True)
+        given = {self.cache_name: self.cache, "cache_position": places, "use_cache": True}
+        out = self.model.model(**inputs, **given)
         return self.model.lm_head(out.last_hidden_state[:, -1])
 
 

@@ -18,11 +18,13 @@ __all__ = ["GridLayout", "VectorConfig"]  # named in field types, which JSON rea
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
     lr: float = 1e-4
-    """Highest learning rate."""
+    """Highest learning rate of AdamW."""
+    muon_lr: float = 0.0
+    """Highest learning rate of Muon, which then moves the weights between hidden layers; 0: AdamW moves all."""
     betas: tuple[float, float] = (0.9, 0.95)
     eps: float = 1e-8
     weight_decay: float = 0.0
-    """Decoupled (AdamW, arXiv:1711.05101), on tensors of two or more axes only."""
+    """Decoupled (arXiv:1711.05101), on tensors of two or more axes only."""
     max_grad_norm: float = 1.0
     """Gradients are scaled down to this norm; 0: never."""
     schedule: Literal["constant", "cosine"] = "constant"
@@ -30,7 +32,7 @@ class OptimizerConfig:
     warmup_steps: int = 0
     """Steps of linear rise from 0."""
     final_share: float = 0.05
-    """Last learning rate of the cosine as a share of `lr`."""
+    """Last learning rate of the cosine as a share of the highest."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -51,6 +51,10 @@ class PatchGAN(nn.Module):
         )
         self.apply(initialize)
 
+    def hidden_weights(self) -> list[nn.Parameter]:
+        """Of all convolutions but the first and the last."""
+        return [p for layer in self.layers[1:-1] for p in layer.parameters() if p.ndim >= 2]
+
     def forward(self, images: Tensor) -> Tensor:  # b 3 h w -> b 1 h' w'
         """Logits of the patches, h' = h // 2 ** num_layers - 2, of pictures in [-1, 1]; ValueError if too small."""
         if min(images.shape[-2:]) < self.minimum_size:

@@ -27,6 +27,7 @@ from imgtok.train import checkpoint
 from imgtok.train.config import LoopConfig, OptimizerConfig
 from imgtok.train.ema import Ema
 from imgtok.train.log import RunLog
+from imgtok.train.muon import Muon
 from imgtok.train.randomness import derived_generator, derived_seed
 from imgtok.train.schedules import ema_decay, learning_rate_share
 
@@ -53,29 +54,46 @@ class Outcome:
 
 
 class Player:
-    """A module with its optimiser."""
+    """A module with its optimisers."""
 
-    def __init__(self, module: nn.Module, config: OptimizerConfig, accelerator: Accelerator) -> None:
+    def __init__(self, module: Any, config: OptimizerConfig, accelerator: Accelerator) -> None:
         module.to(accelerator.device)
-        groups: list[dict[str, Any]] = [
-            {"params": [p for p in module.parameters() if p.requires_grad and p.ndim >= 2]},
-            {"params": [p for p in module.parameters() if p.requires_grad and p.ndim < 2], "weight_decay": 0.0},
-        ]
         self.config, self.bare = config, module
-        self.optimizer = torch.optim.AdamW(
-            groups, lr=config.lr, betas=config.betas, eps=config.eps, weight_decay=config.weight_decay, fused=True
-        )
+        self.optimizers = optimizers_of(module, config)
         self.module = accelerator.prepare_model(module)
 
     def apply(self, step: int, steps: int) -> Tensor:
         """One optimiser step; returns the norm of the gradients before clipping."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.config.lr * learning_rate_share(self.config, step, steps)
+        share = learning_rate_share(self.config, step, steps)
         most = self.config.max_grad_norm or float("inf")
         norm = nn.utils.clip_grad_norm_(self.bare.parameters(), most)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = optimizer.defaults["lr"] * share
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
         return norm
+
+    def state(self) -> list[dict[str, Any]]:
+        return [optimizer.state_dict() for optimizer in self.optimizers]
+
+    def restore(self, states: list[dict[str, Any]]) -> None:
+        for optimizer, state in zip(self.optimizers, states, strict=True):
+            optimizer.load_state_dict(state)
+
+
+def optimizers_of(module: Any, config: OptimizerConfig) -> list[torch.optim.Optimizer]:
+    """AdamW, and Muon for the module's hidden weights if it has a learning rate."""
+    hidden: list[nn.Parameter] = module.hidden_weights() if config.muon_lr else []
+    rest = [p for p in module.parameters() if p.requires_grad and not any(p is other for other in hidden)]
+    groups: list[dict[str, Any]] = [
+        {"params": [p for p in rest if p.ndim >= 2]},
+        {"params": [p for p in rest if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    adamw = torch.optim.AdamW(
+        groups, lr=config.lr, betas=config.betas, eps=config.eps, weight_decay=config.weight_decay, fused=True
+    )
+    return [adamw, Muon(hidden, config.muon_lr, weight_decay=config.weight_decay)] if hidden else [adamw]
 
 
 class Run:
@@ -106,14 +124,14 @@ class Run:
         return {
             "step": self.step,
             "modules": [player.bare.state_dict() for player in self.players],
-            "optimizers": [player.optimizer.state_dict() for player in self.players],
+            "optimizers": [player.state() for player in self.players],
             "ema": self.ema.state_dict() if self.ema else None,
         }
 
     def restore(self, state: dict[str, Any]) -> None:
         for player, module, optimizer in zip(self.players, state["modules"], state["optimizers"], strict=True):
             player.bare.load_state_dict(module)
-            player.optimizer.load_state_dict(optimizer)
+            player.restore(optimizer)
         if self.ema:
             self.ema.load_state_dict(state["ema"])
         self.step = state["step"]

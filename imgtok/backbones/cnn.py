@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import cast
+from typing import Literal, NamedTuple, cast
 
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from imgtok.nn.resnet import Downsample, Resample, ResBlock, SpatialAttention, Upsample, group_norm
+from imgtok.nn.resnet import Downsample, Resample, ResBlock, SpatialAttention, Upsample, map_norm, norm_silu
+
+
+class Style(NamedTuple):
+    """What the residual blocks of a half have in common."""
+
+    groups: int
+    dropout: float
+    kernel: int
+
+    def block(self, channels: int, width: int) -> ResBlock:
+        return ResBlock(channels, width, self.groups, self.dropout, self.kernel)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +48,12 @@ class CNNConfig:
     resample: Resample = "conv"
     """How the resolution changes: "conv" as in VQGAN, "shuffle" cheaper on a CPU."""
     norm_groups: int = 32
-    """Groups of every GroupNorm."""
+    """Groups of every GroupNorm; 0: normalise each place by itself, over its channels."""
+    encoder_norm_groups: int | None = None
+    """Of the encoder alone, if other than `norm_groups`."""
+    encoder_kernel: Literal[1, 3] = 3
+    """Side of the convolutions in the encoder's residual blocks and of its last one. With 1 and `encoder_norm_groups`
+    0, a token is about its own patch and its surroundings alone: easier to predict, for hardly worse pictures."""
     dropout: float = 0.0
     """Dropout inside residual blocks."""
 
@@ -52,6 +68,15 @@ class CNNConfig:
             raise ValueError(
                 f"the encoder reduces by {down} but the decoder enlarges by {up}; change widths or patches"
             )
+
+    @property
+    def encoder_style(self) -> Style:
+        groups = self.norm_groups if self.encoder_norm_groups is None else self.encoder_norm_groups
+        return Style(groups, self.dropout, self.encoder_kernel)
+
+    @property
+    def decoder_style(self) -> Style:
+        return Style(self.norm_groups, self.dropout, 3)
 
     @property
     def reduction(self) -> int:
@@ -83,6 +108,11 @@ class CNN(nn.Module):
     def decode(self, latents: Tensor) -> Tensor:
         return self.decoder(rearrange(latents, "b h w c -> b c h w"))
 
+    def hidden_weights(self) -> list[nn.Parameter]:
+        """Convolutions from hidden layer to hidden layer, for optimisers that treat them apart."""
+        parts = (self.encoder.levels, self.encoder.mid, self.decoder.mid, self.decoder.levels)
+        return [parameter for part in parts for parameter in part.parameters() if parameter.ndim >= 2]
+
     @property
     def last_layer(self) -> nn.Parameter:
         """The weight against which adversarial and reconstruction gradients are balanced (arXiv:2012.09841 eq. 7)."""
@@ -104,24 +134,24 @@ class Level(nn.Module):
 class Encoder(nn.Module):
     def __init__(self, config: CNNConfig) -> None:
         super().__init__()
-        self.patch = config.encoder_patch
+        self.patch, style = config.encoder_patch, config.encoder_style
         widths, last = config.encoder_widths, len(config.encoder_widths) - 1
         channels = config.stem_width or widths[0]
         self.conv_in = nn.Conv2d(3 * self.patch**2, channels, 3, padding=1)
         levels = []
         for i, (width, blocks) in enumerate(zip(widths, config.encoder_blocks, strict=True)):
-            body = stack(config, channels, width, blocks, attention=config.bottleneck and i == last)
+            body = stack(style, channels, width, blocks, attention=config.bottleneck and i == last)
             channels = width if i == last or config.resample == "conv" else widths[i + 1]
             levels.append(Level(body, None if i == last else Downsample(width, channels, config.resample)))
         self.levels = nn.Sequential(*levels)
-        self.mid = bottleneck(config, channels)
-        self.norm_out = group_norm(channels, config.norm_groups)
-        self.conv_out = nn.Conv2d(channels, config.latent_channels, 3, padding=1)
+        self.mid = bottleneck(style, channels) if config.bottleneck else nn.Identity()
+        self.norm_out = map_norm(channels, style.groups)
+        self.conv_out = nn.Conv2d(channels, config.latent_channels, style.kernel, padding=style.kernel // 2)
 
     def forward(self, images: Tensor) -> Tensor:
         x = self.conv_in(F.pixel_unshuffle(images, self.patch) if self.patch > 1 else images)
         x = self.mid(self.levels(x))
-        return self.conv_out(F.silu(self.norm_out(x)))
+        return self.conv_out(norm_silu(self.norm_out, x))
 
 
 class Decoder(nn.Module):
@@ -129,39 +159,33 @@ class Decoder(nn.Module):
 
     def __init__(self, config: CNNConfig) -> None:
         super().__init__()
-        self.patch = config.decoder_patch
+        self.patch, style = config.decoder_patch, config.decoder_style
         widths, last = config.decoder_widths[::-1], len(config.decoder_widths) - 1
         self.conv_in = nn.Conv2d(config.latent_channels, widths[0], 3, padding=1)
-        self.mid = bottleneck(config, widths[0])
+        self.mid = bottleneck(style, widths[0]) if config.bottleneck else nn.Identity()
         levels, channels = [], widths[0]
         for i, (width, blocks) in enumerate(zip(widths, config.decoder_blocks[::-1], strict=True)):
-            body = stack(config, channels, width, blocks, attention=config.bottleneck and i == 0)
+            body = stack(style, channels, width, blocks, attention=config.bottleneck and i == 0)
             channels = width if i == last or config.resample == "conv" else widths[i + 1]
             levels.append(Level(body, None if i == last else Upsample(width, channels, config.resample)))
         self.levels = nn.Sequential(*levels)
-        self.norm_out = group_norm(channels, config.norm_groups)
+        self.norm_out = map_norm(channels, style.groups)
         self.conv_out = nn.Conv2d(channels, 3 * self.patch**2, 3, padding=1)
 
     def forward(self, latents: Tensor) -> Tensor:
         x = self.levels(self.mid(self.conv_in(latents)))
-        x = self.conv_out(F.silu(self.norm_out(x)))
+        x = self.conv_out(norm_silu(self.norm_out, x))
         return F.pixel_shuffle(x, self.patch) if self.patch > 1 else x
 
 
-def stack(config: CNNConfig, channels: int, width: int, blocks: int, attention: bool) -> list[nn.Module]:
+def stack(style: Style, channels: int, width: int, blocks: int, attention: bool) -> list[nn.Module]:
     parts: list[nn.Module] = []
     for i in range(blocks):
-        parts.append(ResBlock(channels if i == 0 else width, width, config.norm_groups, config.dropout))
+        parts.append(style.block(channels if i == 0 else width, width))
         if attention:
-            parts.append(SpatialAttention(width, config.norm_groups))
+            parts.append(SpatialAttention(width, style.groups))
     return parts
 
 
-def bottleneck(config: CNNConfig, width: int) -> nn.Module:
-    if not config.bottleneck:
-        return nn.Identity()
-    return nn.Sequential(
-        ResBlock(width, width, config.norm_groups, config.dropout),
-        SpatialAttention(width, config.norm_groups),
-        ResBlock(width, width, config.norm_groups, config.dropout),
-    )
+def bottleneck(style: Style, width: int) -> nn.Module:
+    return nn.Sequential(style.block(width, width), SpatialAttention(width, style.groups), style.block(width, width))

@@ -43,5 +43,15 @@ class Attention(nn.Module):
         v = v.transpose(1, 2)
         if cache is not None:
             k, v = cache.append(k, v)
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=heads != kv_heads)
+        out = attend(q, k, v, mask, causal)
         return self.proj(rearrange(out, "b h n d -> b n (h d)"))
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
+    """q b h n d over k, v b g l d, where h / g heads share keys: b h n d. `mask` b 1 n l, True: may be seen.
+
+    Computed in the type of k and v, which a cache may keep more precisely than the rest.
+    """
+    grouped = q.shape[1] != k.shape[1]
+    out = F.scaled_dot_product_attention(q.to(k.dtype), k, v, attn_mask=mask, is_causal=causal, enable_gqa=grouped)
+    return out.to(q.dtype)

@@ -30,3 +30,15 @@ def cached(positions: Tensor, visible: Tensor) -> Tensor:
     before = columns < positions[:, :, None]
     own = columns == positions[:, :, None]
     return (before & visible[:, None, :] | own)[:, None]
+
+
+def drafted(start: Tensor, width: int, visible: Tensor, sees: Tensor) -> Tensor:
+    """For a tree of `width` nodes in columns start, start + 1, … (start b) of a cache, `visible` b l: b 1 w l.
+
+    All nodes see the columns before `start`, and of the tree what `sees` (b w w) says.
+    """
+    columns = torch.arange(visible.shape[1], device=start.device)
+    node = columns - start[:, None]
+    inside = (node >= 0) & (node < width)
+    own = sees.gather(2, node.clamp(0, width - 1)[:, None, :].expand(-1, width, -1))
+    return torch.where(inside[:, None, :], own, (node < 0)[:, None, :] & visible[:, None, :])[:, None]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
@@ -12,21 +13,40 @@ Resample = Literal["conv", "shuffle"]
 
 
 class ResBlock(nn.Module):
-    """norm, SiLU, 3x3 conv, twice, beside a shortcut: b c h w -> b c' h w."""
+    """norm, SiLU, conv, twice, beside a shortcut: b c h w -> b c' h w. `kernel` is odd."""
 
-    def __init__(self, channels: int, out_channels: int, norm_groups: int, dropout: float = 0.0) -> None:
+    def __init__(
+        self, channels: int, out_channels: int, norm_groups: int, dropout: float = 0.0, kernel: int = 3
+    ) -> None:
         super().__init__()
-        self.norm1 = group_norm(channels, norm_groups)
-        self.conv1 = nn.Conv2d(channels, out_channels, 3, padding=1)
-        self.norm2 = group_norm(out_channels, norm_groups)
+        self.norm1 = map_norm(channels, norm_groups)
+        self.conv1 = nn.Conv2d(channels, out_channels, kernel, padding=kernel // 2)
+        self.norm2 = map_norm(out_channels, norm_groups)
         self.dropout = nn.Dropout(dropout)
-        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, kernel, padding=kernel // 2)
         self.shortcut = nn.Conv2d(channels, out_channels, 1) if channels != out_channels else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        h = self.conv1(F.silu(self.norm1(x)))
-        h = self.conv2(self.dropout(F.silu(self.norm2(h))))
-        return self.shortcut(x) + h
+        h = self.conv1(norm_silu(self.norm1, x))
+        h = self.conv2(self.dropout(norm_silu(self.norm2, h)))
+        h += self.shortcut(x)  # in place: of large maps, fresh memory costs more than the sum
+        return h
+
+
+class PlaceNorm(nn.Module):
+    """LayerNorm over the channels of each place of a map: b c h w -> b c h w.
+
+    GroupNorm lets every place see the whole picture; after this one, equal surroundings have equal features.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        places = x.permute(0, 2, 3, 1)
+        return F.layer_norm(places, self.weight.shape, self.weight, self.bias, 1e-6).permute(0, 3, 1, 2)
 
 
 class SpatialAttention(nn.Module):
@@ -34,7 +54,7 @@ class SpatialAttention(nn.Module):
 
     def __init__(self, channels: int, norm_groups: int) -> None:
         super().__init__()
-        self.norm = group_norm(channels, norm_groups)
+        self.norm = map_norm(channels, norm_groups)
         self.qkv = nn.Conv2d(channels, 3 * channels, 1)
         self.proj = nn.Conv2d(channels, channels, 1)
 
@@ -76,8 +96,18 @@ class Upsample(nn.Module):
         return F.pixel_shuffle(self.conv(x), 2)
 
 
-def group_norm(channels: int, groups: int) -> nn.GroupNorm:
-    """GroupNorm with eps 1e-6, as everywhere in this line; ValueError if the groups do not divide the channels."""
+def norm_silu(norm: nn.Module, x: Tensor) -> Tensor:
+    """silu(norm(x)), in place where no gradient is kept. In training, that would cost a copy."""
+    return F.silu(norm(x), inplace=not torch.is_grad_enabled())
+
+
+def map_norm(channels: int, groups: int) -> nn.Module:
+    """GroupNorm with eps 1e-6, as everywhere in this line; for 0 groups `PlaceNorm`.
+
+    ValueError if the groups do not divide the channels.
+    """
+    if groups == 0:
+        return PlaceNorm(channels)
     if channels % groups:
         raise ValueError(f"norm_groups {groups} does not divide {channels} channels; use a divisor of every width")
     return nn.GroupNorm(groups, channels, eps=1e-6)

@@ -6,9 +6,11 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+import tyro
+
 from imgtok.sample.bench import SamplingBench, bench_sampling
 from imgtok.sample.bench_tokenizer import TokenizerBench, bench_tokenizer
-from imgtok.sample.commands.common import Device, find_device, millions
+from imgtok.sample.commands.common import Device, Flag, find_device, millions
 from imgtok.sample.measure import DType, Report
 
 SAMPLING, TOKENIZER = SamplingBench(), TokenizerBench()
@@ -19,41 +21,60 @@ def sample(
     *,
     preset: str | None = None,
     model: Path | None = None,
+    strategy: tyro.conf.UseAppendAction[tuple[str, ...]] = (),
+    window: int | None = None,
+    draft_model: str | None = None,
     batch: int = SAMPLING.batch,
     dtype: DType = SAMPLING.dtype,
     tokens: int | None = None,
     guidance: float = SAMPLING.guidance,
+    temperature: float = SAMPLING.temperature,
+    top_k: int = SAMPLING.top_k,
     repeats: int = SAMPLING.repeats,
     threads: int | None = None,
     device: Device = "auto",
     peer: bool = True,
+    compile_peer: Flag = False,
     json: Path | None = None,
 ) -> None:
-    """Measure how fast images are drawn, beside a Llama of the same size from transformers.
+    """Measure how fast images are drawn by each strategy, beside a Llama of the same size from transformers.
 
     Args:
         preset: Generator to build, with random weights, as speed does not depend on them; llamagen-gpt-b-256 if
             nothing is given.
-        model: Folder of a trained generator instead.
+        model: Folder of a trained generator instead. How many calls a strategy saves is only known for one of these.
+        strategy: Strategies to measure beside plain sampling, as in --strategy jacobi --strategy branched; all that
+            need no draft model if not given.
+        window: Tokens that they score at a time; theirs if not given.
+        draft_model: Smaller generator of the same tokens, preset or folder, for strategies that need one.
         batch: Images drawn together.
         dtype: Numbers in weights, cache and activations.
         tokens: Draw only so many tokens of each image.
         guidance: Guidance scale; 1 is none and half the work.
+        temperature: Of the law.
+        top_k: Draw among this many likeliest tokens; 0: all.
         repeats: Rounds, after one to warm up; the table tells their medians.
         threads: CPU threads.
         device: Where to compute; auto is CUDA if there is one.
         peer: Measure transformers too.
+        compile_peer: Measure transformers under torch.compile as well, which takes minutes.
         json: File for the numbers.
     """
     bench = SamplingBench(
         model=chosen(preset, model, SAMPLING.model),
+        strategies=strategy,
+        window=window,
+        draft=draft_model,
         batch=batch,
         dtype=dtype,
         tokens=tokens,
         guidance=guidance,
+        temperature=temperature,
+        top_k=top_k,
         repeats=repeats,
         threads=threads,
         peer=peer,
+        compile_peer=compile_peer,
     )
     check_file(json)
     report = bench_sampling(bench, find_device(device))
@@ -136,23 +157,29 @@ def sampling_lines(report: Report) -> list[str]:
     part = "" if settings["tokens"] == settings["tokens_per_image"] else f" of {settings['tokens_per_image']}"
     about = (
         f"{settings['model']}: {settings['tokens']}{part} tokens an image, batch {settings['batch']}, "
-        f"guidance {settings['guidance']:g}, {settings['dtype']}"
+        f"guidance {settings['guidance']:g}, temperature {settings['temperature']:g}, top-k {settings['top_k']}, "
+        f"{settings['dtype']}"
     )
-    columns = ("", "parameters", "tokens/s", "images/s", "calls/image", "first image", "peak memory", "x transformers")
+    speeds = ("tokens/s", "images/s", "calls/image", "x plain", "x transformers")
+    columns = ("", "guarantee", *speeds, "same images", "token TV", "peak memory")
     cells = [
         (
             row["name"],
-            millions(row["parameters"]),
+            row["guarantee"] or NONE,
             shown(row["tokens_per_second"]),
             shown(row["images_per_second"]),
             shown(row["calls_per_image"]),
-            shown(row["seconds_to_first_image"], " s"),
-            memory(row["peak_bytes"]),
+            shown(row["ratio_to_plain"]),
             shown(row["ratio_to_transformers"]),
+            NONE if row["same_images"] is None else f"{row['same_images']:.0%}",
+            NONE if row["token_tv"] is None else f"{row['token_tv']:.3f}",
+            memory(row["peak_bytes"]),
         )
         for row in report.rows
     ]
-    return [about, circumstances(report), *table([columns, *cells], words=1)]
+    note = "the weights are random: calls an image say nothing about trained ones"
+    notes = [note] if settings["weights"] == "random" and len(report.rows) > 2 else []
+    return [about, circumstances(report), *table([columns, *cells], words=2), *notes]
 
 
 def tokenizer_lines(report: Report) -> list[str]:

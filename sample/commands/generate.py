@@ -22,6 +22,7 @@ from imgtok.data import save_png, to_uint8
 from imgtok.generators.condition import LabelConditionConfig, TextConditionConfig, TextFeatures
 from imgtok.generators.generator import Generator
 from imgtok.generators.hub import load, load_config
+from imgtok.generators.pack import packed
 from imgtok.generators.presets import PRESETS
 from imgtok.hub import CONFIG_FILE
 from imgtok.presets import PRESETS as TOKENIZERS
@@ -37,9 +38,12 @@ from imgtok.sample.commands.common import (
     set_threads,
 )
 from imgtok.sample.guidance import Guidance
-from imgtok.sample.images import check_pair
+from imgtok.sample.images import Statistics, check_pair
 from imgtok.sample.images import generate as draw
 from imgtok.sample.law import Law
+from imgtok.sample.strategies import ENTRIES, Parts, build_strategy
+from imgtok.sample.strategy import Strategy
+from imgtok.sample.tuner import Tuner
 from imgtok.tokenizer import Tokenizer
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -74,6 +78,15 @@ def generate(
     temperature: float = 1.0,
     top_k: int = 0,
     top_p: float = 1.0,
+    min_p: float = 0.0,
+    typical: float = 1.0,
+    top_h: float = 0.0,
+    strategy: str = "auto",
+    window: int | None = None,
+    draft_model: str | None = None,
+    draft_weights: Path | None = None,
+    exit_depth: int | None = None,
+    epsilon: float = 0.1,
     out: Path = Path("samples"),
     grid: bool = True,
     overwrite: Flag = False,
@@ -102,6 +115,16 @@ def generate(
         temperature: Below 1: likelier tokens are favoured; 0: always the likeliest.
         top_k: Draw among this many likeliest tokens; 0: all.
         top_p: Draw among the likeliest tokens that have this probability together.
+        min_p: Drop tokens less likely than this share of the likeliest.
+        typical: Draw among the tokens of most typical likelihood that have this probability together; 1: all.
+        top_h: Draw among the likeliest tokens whose entropy is this share of the law's; 0: all.
+        strategy: How tokens are drawn; `imgtok strategies` lists them. auto measures which window of `jacobi` pays
+            here; auto, plain, jacobi and others that are pathwise give the same images.
+        window: Tokens scored at a time beside the last, for strategies that have a window; None: theirs.
+        draft_model: A smaller generator of the same tokenizer, folder or preset, for strategies that need one.
+        draft_weights: The draft preset's published file, instead of a download.
+        exit_depth: Blocks that draft in `early-exit`; None: a third.
+        epsilon: For `certified`: most that each token's law may be off, in total variation.
         out: Folder for 00000.png and so on, grid.png and samples.json, the settings of the run.
         grid: Write grid.png with the first 64 images.
         overwrite: Replace the images of an earlier run in --out.
@@ -112,21 +135,86 @@ def generate(
     """
     set_threads(threads)
     check_positive("batch-size", batch_size)
+    check_strategy(strategy, window, draft_model, epsilon)
     check_pictures_place(out, overwrite)
-    law = Law(temperature=temperature, top_k=top_k, top_p=top_p)
+    law = Law(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, typical=typical, top_h=top_h)
     strength = Guidance(scale=guidance, schedule=guidance_schedule, power=guidance_power, steps=guidance_steps)
     where, wanted = find_device(device), wanted_images(load_config(model).condition, label, features, num)
     partner = tokenizer or tokenizer_of(model)
-    pair = load_pair(model, weights, partner, tokenizer_weights, where, DTYPES[dtype])
+    generator, decoder = load_pair(model, weights, partner, tokenizer_weights, where, DTYPES[dtype])
+    generator = packed(generator)
+    if strategy == "auto":
+        rows = min(batch_size, len(wanted.rows))
+        way: Strategy | Tuner = Tuner(generator, strength, rows)
+    else:
+        draft = load_draft(draft_model, draft_weights, where, DTYPES[dtype])
+        codes = decoder.quantizer.codes(torch.arange(decoder.quantizer.codebook_size, device=where))
+        parts = Parts(generator=generator, draft=draft, codes=codes, depth=exit_depth, epsilon=epsilon)
+        way = build_strategy(strategy, parts, window)
     settings = {"model": model, "tokenizer": partner, "seed": seed, "dtype": dtype, "device": str(where)}
+    settings |= {"strategy": strategy, "window": window, "draft_model": draft_model}
     start_folder(out, settings | {"guidance": to_dict(strength), "law": to_dict(law)}, wanted.rows)
-    started, condition = time.monotonic(), on_device(wanted.condition, where)
-    images = draw(*pair, condition, seed=seed, batch_size=batch_size, law=law, guidance=strength)
+    started, condition, statistics = time.monotonic(), on_device(wanted.condition, where), Statistics()
+    images = draw(
+        generator,
+        decoder,
+        condition,
+        seed=seed,
+        batch_size=batch_size,
+        law=law,
+        guidance=strength,
+        strategy=way,
+        statistics=statistics,
+    )
     first = save_all(images, out, len(wanted.rows))
     seconds = time.monotonic() - started
     if grid:
         save_png(out / GRID, sheet(first, columns=8))
-    print(f"{out}: {len(wanted.rows)} images in {seconds:.1f} s, {len(wanted.rows) / seconds:.3g} images/s")
+    print(f"{out}: {speed(len(wanted.rows), statistics.tokens, seconds)}")
+    if isinstance(way, Tuner):
+        print(
+            f"auto: {f'jacobi with a window of {way.window}' if way.window else 'plain'}, the fastest as measured here"
+        )
+    print("\n".join(told(statistics)))
+
+
+def check_strategy(name: str, window: int | None, draft_model: str | None, epsilon: float) -> None:
+    """What can be checked before anything is loaded."""
+    if name != "auto" and name not in ENTRIES:
+        raise ValueError(f"--strategy {name} is unknown; choose from {', '.join(['auto', *ENTRIES])}")
+    if window is not None:
+        check_positive("window", window)
+        if name == "auto":
+            raise ValueError("--window is chosen by --strategy auto; name a strategy, such as jacobi, or leave it out")
+    if not 0 <= epsilon <= 1:
+        raise ValueError(f"--epsilon must be between 0 and 1, got {epsilon}")
+    needs = name in ENTRIES and ENTRIES[name].needs_draft
+    if needs and draft_model is None:
+        raise ValueError(f"--strategy {name} needs --draft-model, a smaller generator of the same tokenizer")
+    if draft_model is not None and not needs:
+        raise ValueError(f"--draft-model {draft_model} is of no use to --strategy {name}; leave one of them out")
+
+
+def load_draft(model: str | None, weights: Path | None, device: torch.device, dtype: torch.dtype) -> Generator | None:
+    if model is None:
+        return None
+    check_weights("draft-weights", weights, model, PRESETS)
+    return packed(load(model, weights=weights, device=device, dtype=dtype))
+
+
+def speed(images: int, tokens: int, seconds: float) -> str:
+    return f"{images} images in {seconds:.1f} s, {images / seconds:.3g} images/s, {tokens / seconds:.3g} tokens/s"
+
+
+def told(statistics: Statistics) -> list[str]:
+    """Statistics for the reader."""
+    calls = sum(statistics.accepted)
+    lengths = [f"{n}: {count / calls:.0%}" for n, count in enumerate(statistics.accepted) if count / calls >= 0.005]
+    parts = [f"{part} {seconds:.1f} s" for part, seconds in statistics.seconds.items()]
+    return [
+        f"{statistics.calls_per_image:.1f} network calls an image; tokens gained a call: {', '.join(lengths)}",
+        f"time: {', '.join(parts)}; memory at most {statistics.peak_bytes / 2**30:.2f} GiB beyond the model",
+    ]
 
 
 def wanted_images(

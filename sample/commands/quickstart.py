@@ -43,9 +43,9 @@ from imgtok.train.tasks import pairs, spread, validation_images
 
 logger = logging.getLogger(__name__)
 
-OVERHEAD = 60.0  # seconds that no setting changes: start, trials of the speed, encoding, sampling, report
-TOKENIZER_SHARE = 0.45  # of the training time
-LAW, GUIDANCE = Law(temperature=0.9, top_k=100), Guidance(scale=3.0)
+OVERHEAD = 30.0  # seconds that no setting changes: start, trials of the speed, encoding, sampling, report
+TOKENIZER_SHARE = 0.3  # of the training time
+LAW, GUIDANCE = Law(temperature=0.8, top_k=50), Guidance(scale=3.0)
 
 
 def quickstart(
@@ -163,7 +163,7 @@ def draw(
     """A strip of samples a category; conditions are those of training pictures, spread over its subcategories."""
     categories = source.label_sets[0].values
     conditions = torch.cat([conditions_of(source, category, each) for category in range(len(categories))])
-    device = generator.head.logits.weight.device
+    device = generator.device
     started = time.monotonic()
     batches = generate(
         generator, tokenizer, conditions.to(device), seed=seed, batch_size=4 * each, law=LAW, guidance=GUIDANCE

@@ -20,10 +20,17 @@ CONFIG = CNNConfig(
 PATCHED = replace(
     CONFIG, encoder_patch=4, decoder_patch=2, decoder_widths=(8, 8, 12), decoder_blocks=(1, 1, 1), resample="shuffle"
 )
+LOCAL = replace(PATCHED, bottleneck=False, encoder_norm_groups=0, encoder_kernel=1)
 variants = pytest.mark.parametrize(
     "config",
-    [CONFIG, PATCHED, replace(CONFIG, bottleneck=False), replace(CONFIG, stem_width=4, resample="shuffle")],
-    ids=["plain", "patched", "no-bottleneck", "stem"],
+    [
+        CONFIG,
+        PATCHED,
+        replace(CONFIG, bottleneck=False),
+        replace(CONFIG, stem_width=4, resample="shuffle"),
+        replace(PATCHED, encoder_norm_groups=0, encoder_kernel=1),
+    ],
+    ids=["plain", "patched", "no-bottleneck", "stem", "local"],
 )
 
 
@@ -106,3 +113,21 @@ def test_sides_that_cannot_be_cut_are_told_with_the_remedy(height, width):
 def test_halves_that_do_not_fit_are_refused(change, message):
     with pytest.raises(ValueError, match=message):
         replace(CONFIG, **change)
+
+
+@pytest.mark.parametrize(("config", "local"), [(LOCAL, True), (replace(LOCAL, encoder_norm_groups=4), False)])
+def test_a_local_encoder_says_nothing_of_distant_parts(config, local):
+    cnn = config.build().eval()
+    images = noise(1, 3, 48, 48)
+    changed = images.clone()
+    changed[:, :, :, 40:] += 1.0
+    difference = (cnn.encode(images) - cnn.encode(changed)).abs().amax((0, 1, 3))  # of each column of the grid
+    assert difference[-1] > 1e-3
+    assert (difference[:3].max() < 1e-6) == local
+
+
+def test_hidden_weights_are_those_between_the_first_and_the_last_convolution():
+    cnn = CONFIG.build()
+    hidden = {id(weight) for weight in cnn.hidden_weights()}
+    others = [name for name, weight in cnn.named_parameters() if weight.ndim >= 2 and id(weight) not in hidden]
+    assert others == [f"{half}.{end}.weight" for half in ("encoder", "decoder") for end in ("conv_in", "conv_out")]

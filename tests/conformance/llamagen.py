@@ -15,12 +15,13 @@ from imgtok.generators.generator import Generator
 from imgtok.generators.presets.llamagen import converter, generator_config
 from imgtok.hub import build_from_state
 from imgtok.presets.llamagen import convert_tokenizer, tokenizer_config
-from imgtok.sample.ancestral import sample_tokens
+from imgtok.sample.engine import sample_tokens
 from imgtok.sample.guidance import Guidance
 from imgtok.sample.law import Law
 from imgtok.sample.noise import image_keys
 from imgtok.tokenizer import Tokenizer
 
+from ..sample.toys import Recorder
 from .runner import Call, Case, Family, gap_to_second, positions
 
 
@@ -104,17 +105,16 @@ def greedy(case: Case, generator: Generator, call: Call) -> None:
     guidance = Guidance(
         scale=arguments["guidance_scale"] if arguments["unconditional_pass"] else 1.0, steps=arguments["guided_steps"]
     )
-    steps: list[Tensor] = []
+    recorder = Recorder(Law(temperature=0))
     ours = sample_tokens(
         generator,
         condition,
         image_keys(0, range(len(case.stored[call["outputs"][0]]))),
-        law=Law(temperature=0),
+        law=recorder,
         guidance=guidance,
         num_tokens=arguments["num_tokens"],
-        on_step=lambda i, drawn, logits: steps.append(logits),
-    )
-    logits = torch.stack(steps, dim=1)
+    ).tokens
+    logits = torch.cat(recorder.logits, dim=1)
     followed = follow(ours, case.stored[call["outputs"][0]])
     gap = gap_to_second(logits).masked_fill(~followed, 0)  # after a tie that fell the other way, all may differ
     case.compare_choices(tokens, ours, gap)

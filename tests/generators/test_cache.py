@@ -6,7 +6,7 @@ from imgtok.generators.cache import KVCache
 
 
 def new_cache(dtype: torch.dtype = torch.float32) -> KVCache:
-    return KVCache(layers=2, rows=4, heads=2, length=5, head_dim=3, dtype=dtype, device="cpu")
+    return KVCache(layers=2, rows=4, heads=2, length=5, head_dim=3, width=6, dtype=dtype, device="cpu")
 
 
 def noise(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -48,9 +48,21 @@ def test_dropped_rows_are_left_alone_until_reset():
     assert cache.visible.all()
 
 
-def test_another_precision_is_converted_both_ways():
+def test_another_precision_is_stored_in_the_caches_own():
     k = noise(4, 2, 1, 3).bfloat16()
     layer = new_cache().layers(torch.zeros(4, 1, dtype=torch.int64), length=1)[0]
     keys, _ = layer.append(k, k)
-    assert keys.dtype == torch.bfloat16
-    assert torch.equal(keys, k)
+    assert keys.dtype == torch.float32
+    assert torch.equal(keys, k.float())
+
+
+def test_columns_are_moved_in_all_layers_at_once_even_where_they_overlap():
+    cache = new_cache()
+    cache.memory.copy_(noise(*cache.memory.shape))
+    before = cache.memory.clone()
+    cache.keep(2)
+    cache.move(torch.tensor([[1, 2], [4, 0]]), torch.tensor([[0, 1], [0, 4]]))
+    expected = before.clone()
+    expected[:, :, 0, :, 0], expected[:, :, 0, :, 1] = before[:, :, 0, :, 1], before[:, :, 0, :, 2]
+    expected[:, :, 1, :, 0], expected[:, :, 1, :, 4] = before[:, :, 1, :, 4], before[:, :, 1, :, 0]
+    assert torch.equal(cache.memory, expected)

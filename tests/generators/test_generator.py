@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from imgtok.generators.condition import Label, LabelConditionConfig, TextConditionConfig, TextFeatures
@@ -64,12 +65,13 @@ kinds = pytest.mark.parametrize(
 def test_cached_steps_equal_one_pass(config):
     generator, condition = random_generator(config), condition_of(config)
     whole = generator(TOKENS, condition)
-    cache = generator.new_cache(3)
-    steps = [generator.prefill(condition, cache)]
-    for i in range(7):
+    cache = generator.new_cache(3, 1)
+    generator.prefill(condition, cache)
+    steps = []
+    for i in range(-1, 7):  # at place -1, the token does not matter
         start = torch.full((3,), i)
         length = generator.num_slots + i + 1 + (i % 2)  # a column more than needed shows nothing
-        steps.append(generator.score(TOKENS[:, i : i + 1], start, cache, length)[:, 0])
+        steps.append(generator.score(TOKENS[:, i : i + 1] if i >= 0 else TOKENS[:, 5:6], start, cache, length)[:, 0])
     assert whole.shape == (3, 8, 13)
     torch.testing.assert_close(torch.stack(steps, dim=1), whole)
     assert whole.std() > 0.3
@@ -80,9 +82,9 @@ def test_cached_steps_equal_one_pass(config):
 def test_several_tokens_at_places_that_differ_by_row_equal_one_pass(config):
     generator, condition = random_generator(config), condition_of(config)
     other = (TOKENS + 1) % 13
-    cache = generator.new_cache(3)
+    cache = generator.new_cache(3, 1)
     generator.prefill(condition, cache)
-    generator.score(other[:, :6], torch.zeros(3, dtype=torch.int64), cache, cache.length)
+    generator.score(F.pad(other[:, :6], (1, 0)), torch.full((3,), -1), cache, cache.length)
     start = torch.tensor([1, 4, 0])  # rows 0 and 2 go back on what they had read
     window = torch.stack([TOKENS[row, at : at + 3] for row, at in enumerate(start)])
     logits = generator.score(window, start, cache, cache.length)
@@ -101,10 +103,10 @@ def test_several_tokens_at_places_that_differ_by_row_equal_one_pass(config):
 def test_scoring_at_an_old_place_rolls_back(config):
     generator, condition = random_generator(config), condition_of(config)
     at = torch.full((3,), 2)
-    fresh, used = generator.new_cache(3), generator.new_cache(3)
+    fresh, used = generator.new_cache(3, 1), generator.new_cache(3, 1)
     for cache in (fresh, used):
         generator.prefill(condition, cache)
-        generator.score(TOKENS[:, :2], torch.zeros(3, dtype=torch.int64), cache, cache.length)
+        generator.score(F.pad(TOKENS[:, :2], (1, 0)), torch.full((3,), -1), cache, cache.length)
     generator.score((TOKENS[:, 2:7] + 3) % 13, at, used, used.length)  # a draft of five tokens, all rejected
     expected = generator.score(TOKENS[:, 2:4], at, fresh, fresh.length)
     torch.testing.assert_close(generator.score(TOKENS[:, 2:4], at, used, used.length), expected)
@@ -194,20 +196,23 @@ def test_text_padding_is_invisible(form):
     def laws(condition: TextFeatures) -> Tensor:
         if form == "forward":
             return generator(TOKENS, condition)
-        cache = generator.new_cache(3)
-        first = generator.prefill(condition, cache)[:, None]
-        return torch.cat([first, generator.score(TOKENS, torch.zeros(3, dtype=torch.int64), cache, cache.length)], 1)
+        cache = generator.new_cache(3, 1)
+        generator.prefill(condition, cache)
+        return generator.score(F.pad(TOKENS, (1, 0)), torch.full((3,), -1), cache, cache.length)
 
     torch.testing.assert_close(laws(dirty), laws(clean))
     assert not torch.allclose(laws(clean._replace(visible=torch.ones_like(VISIBLE))), laws(clean), atol=1e-3)
 
 
 @torch.no_grad()
-def test_a_generator_in_half_precision_keeps_its_cache_in_it():
+def test_a_generator_in_half_precision_keeps_its_cache_in_it_but_on_a_cpu():
     generator = random_generator(CONFIG).bfloat16()
-    cache = generator.new_cache(3)
-    assert cache.memory.dtype == torch.bfloat16
-    assert generator.prefill(condition_of(CONFIG), cache).dtype == torch.bfloat16
+    assert generator.to("meta").new_cache(3, 1).memory.dtype == torch.bfloat16
+    generator = random_generator(CONFIG).bfloat16()
+    cache = generator.new_cache(3, 1)
+    assert cache.memory.dtype == torch.float32
+    generator.prefill(condition_of(CONFIG), cache)
+    assert generator.score(TOKENS[:, :1], torch.full((3,), -1), cache, cache.length).dtype == torch.bfloat16
 
 
 def test_a_cache_has_room_for_all_tokens_and_what_was_asked_for():

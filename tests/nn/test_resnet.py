@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from imgtok.nn.resnet import Downsample, ResBlock, SpatialAttention, Upsample, group_norm
+from imgtok.nn.resnet import Downsample, ResBlock, SpatialAttention, Upsample, map_norm
 
 
 def noise(*shape: int) -> Tensor:
@@ -63,5 +63,5 @@ def test_resolution_halves_and_doubles(kind, height, width):
 
 def test_groups_that_do_not_divide_are_refused():
     with pytest.raises(ValueError, match="norm_groups 32 does not divide 48 channels"):
-        group_norm(48, 32)
-    assert group_norm(64, 32).eps == 1e-6
+        map_norm(48, 32)
+    assert map_norm(64, 32).eps == 1e-6

@@ -17,9 +17,10 @@ from imgtok.preset import Preset
 from imgtok.presets import PRESETS as TOKENIZERS
 from imgtok.quantizers.vector import VectorConfig
 from imgtok.sample import measure
-from imgtok.sample.bench import SamplingBench, bench_sampling
+from imgtok.sample.bench import SamplingBench, bench_sampling, usable
 from imgtok.sample.bench_tokenizer import TokenizerBench, bench_tokenizer
 from imgtok.sample.cli import main
+from imgtok.sample.strategies import ENTRIES
 from imgtok.tokenizer import TokenizerConfig
 
 CPU = torch.device("cpu")
@@ -62,10 +63,13 @@ def tiny(monkeypatch) -> None:
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("guidance", [1.0, 4.0])
 def test_sampling_is_reported_beside_transformers(dtype, guidance):
-    bench = SamplingBench(model="tiny", batch=2, dtype=dtype, guidance=guidance, repeats=2, threads=1)
+    bench = SamplingBench(
+        model="tiny", strategies=("plain",), batch=2, dtype=dtype, guidance=guidance, repeats=2, threads=1
+    )
     report = bench_sampling(bench, CPU)
     plain, peer = report.rows
-    assert (plain["name"], plain["guarantee"]) == ("plain", "pathwise")
+    assert (plain["name"], plain["guarantee"], plain["ratio_to_plain"]) == ("plain", "pathwise", 1)
+    assert (plain["same_images"], plain["token_tv"], peer["same_images"]) == (1, 0, None)
     assert (peer["name"], peer["guarantee"], peer["ratio_to_transformers"]) == ("transformers", None, 1)
     assert plain["ratio_to_transformers"] == pytest.approx(plain["tokens_per_second"] / peer["tokens_per_second"])
     for row in report.rows:
@@ -80,15 +84,33 @@ def test_sampling_is_reported_beside_transformers(dtype, guidance):
 
 
 def test_part_of_an_image_is_scaled_to_a_whole():
-    bench = SamplingBench(model="tiny-text", tokens=2, repeats=1, peer=False)
+    bench = SamplingBench(model="tiny-text", strategies=("plain",), tokens=2, repeats=1, peer=False)
     (row,) = bench_sampling(bench, CPU).rows
     assert row["calls_per_image"] == 4
     assert row["images_per_second"] == pytest.approx(row["tokens_per_second"] / 4)
     assert (row["seconds_to_first_image"], row["ratio_to_transformers"]) == (None, None)
 
 
+def test_every_strategy_is_measured_and_keeps_its_word():
+    bench = SamplingBench(model="tiny", draft="tiny", batch=3, repeats=2, threads=1, peer=False)
+    rows = {row["name"]: row for row in bench_sampling(bench, CPU).rows}
+    assert list(rows) == list(ENTRIES)
+    for name, row in rows.items():
+        assert row["guarantee"] == ENTRIES[name].guarantee
+        assert 1 <= row["calls_per_image"] <= 4
+        assert 0 <= row["token_tv"] <= 1
+        if row["guarantee"] == "pathwise":
+            assert (row["same_images"], row["token_tv"]) == (1, 0)
+
+
+def test_strategies_that_need_a_draft_model_wait_for_one():
+    assert not [name for name in usable(32, draft=False) if ENTRIES[name].needs_draft]
+    assert "recalling" not in usable(16384, draft=True)
+    assert usable(32, draft=True) == list(ENTRIES)
+
+
 def test_the_peers_are_as_large_as_our_models():
-    plain, peer = bench_sampling(SamplingBench(model="tiny", tokens=1, repeats=1), CPU).rows
+    plain, peer = bench_sampling(SamplingBench(model="tiny", strategies=("plain",), tokens=1, repeats=1), CPU).rows
     assert plain["parameters"] - peer["parameters"] == 4 * 16  # the labels
     rows = bench_tokenizer(TokenizerBench(model="tiny", repeats=1), CPU).rows
     assert len({row["parameters"] for row in rows}) == 1
@@ -115,16 +137,18 @@ def test_our_setting_is_measured_once_if_it_is_the_one_after_loading():
 
 def test_the_command_prints_a_table_and_writes_json(capsys, tmp_path):
     path = tmp_path / "new" / "sampling.json"
-    words = "bench sample --preset tiny --batch 1 --tokens 4 --guidance 2 --repeats 1 --device cpu --json"
-    assert main([*words.split(), str(path)]) == 0
-    about, circumstances, head, *rows = capsys.readouterr().out.splitlines()
-    assert about == "tiny: 4 tokens an image, batch 1, guidance 2, float32"
+    words = "bench sample --preset tiny --strategy jacobi --window 2 --tokens 4 --guidance 2 --repeats 1 --device cpu"
+    assert main([*words.split(), "--json", str(path)]) == 0
+    about, circumstances, head, *rows, note = capsys.readouterr().out.splitlines()
+    assert about == "tiny: 4 tokens an image, batch 1, guidance 2, temperature 1, top-k 0, float32"
     assert circumstances.startswith("random weights, medians of 1, ")
-    assert head.split("  ")[-1] == "x transformers"
-    assert [row.split()[0] for row in rows] == ["plain", "transformers"]
+    assert "x transformers" in head
+    assert [row.split()[0] for row in rows] == ["plain", "jacobi", "transformers"]
+    assert "weights are random" in note
     report = json.loads(path.read_text())
     assert set(report) == {"machine", "settings", "rows"}
-    assert [row["name"] for row in report["rows"]] == ["plain", "transformers"]
+    assert [row["name"] for row in report["rows"]] == ["plain", "jacobi", "transformers"]
+    assert report["settings"]["window"] == 2
     assert [path.name for path in path.parent.iterdir()] == ["sampling.json"]
 
 
@@ -151,6 +175,9 @@ def test_the_tokenizer_command_prints_a_table_and_writes_json(capsys, tmp_path):
         ("sample --preset tiny --threads 0", "threads must be at least 1, got 0"),
         ("sample --preset tiny --repeats 0", "repeats must be at least 1, got 0"),
         ("sample --preset tiny --guidance nan", "guidance scale must be a finite number"),
+        ("sample --preset tiny --strategy jakobi", "strategy 'jakobi' is unknown; choose from plain, jacobi"),
+        ("sample --preset tiny --strategy draft", "needs a draft model"),
+        ("sample --preset tiny --strategy jacobi --window 0", "window must be at least 1, got 0"),
         ("tokenizer --preset tinny", "'tinny' is neither a preset nor a folder"),
         ("tokenizer --preset tiny --size 10", "size must be a multiple of 4"),
         ("tokenizer --preset tiny --batch 0", "batch must be at least 1, got 0"),
@@ -178,6 +205,7 @@ def test_a_place_where_no_file_can_be_is_told_before_measuring(capsys, tmp_path)
 def test_a_missing_peer_is_told_and_can_be_left_out(capsys, monkeypatch, tmp_path, command, package):
     monkeypatch.setitem(sys.modules, package, None)
     words = ["bench", command, "--preset", "tiny", "--repeats", "1", "--device", "cpu"]
+    words += ["--strategy", "plain"] if command == "sample" else []
     assert main([*words, "--json", str(tmp_path / "report.json")]) == 1
     assert f"{package} is not installed" in (error := capsys.readouterr().err)
     assert "pip install 'imgtok[bench]'" in error and error.count("\n") == 1

@@ -53,7 +53,7 @@ def tokenizer_training(pictures):
         loop=LoopConfig(steps=8, batch_size=4, precision="no", log_every=2, evaluate_every=4, checkpoint_every=4),
         data=ImageDataConfig(source=str(pictures), shift=1),
         loss=TokenizerLossConfig(l1=1.0, l2=1.0, codebook=0.0),
-        optimizer=OptimizerConfig(lr=3e-3),
+        optimizer=OptimizerConfig(lr=3e-3, muon_lr=0.02),
     )
 
 

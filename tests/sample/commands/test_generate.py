@@ -28,7 +28,16 @@ def test_without_labels_every_class_of_the_first_label_set_is_drawn_once(run, mo
     result = run("generate", "--model", models / "generator", "--out", tmp_path / "out")
     assert (result.status, result.err) == (0, "")
     assert "3 images" in result.out
-    assert "images/s" in result.out
+    for told in (
+        "images/s",
+        "tokens/s",
+        "network calls an image",
+        "tokens gained a call: ",
+        "model",
+        "couple",
+        "memory",
+    ):
+        assert told in result.out
     names = ["00000.png", "00001.png", "00002.png", "grid.png", "samples.json"]
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == names
     assert conditions(tmp_path / "out") == [{"category": name} for name in CLASSES]
@@ -47,6 +56,49 @@ def test_an_image_does_not_depend_on_batch_size_and_number(run, models, tmp_path
     assert same(images(tmp_path / "a"), images(tmp_path / "b"))
     assert same(images(tmp_path / "a")[:5], images(tmp_path / "c"))
     assert not same(images(tmp_path / "a")[:1], images(tmp_path / "a")[3:4])
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--strategy", "plain"),
+        ("--strategy", "jacobi", "--window", 3),
+        ("--strategy", "branched"),
+        ("--strategy", "recalling", "--batch-size", 2),
+    ],
+)
+def test_a_faster_way_gives_the_same_images(run, models, tmp_path, words):
+    common = ("generate", "--model", models / "generator", "--num", 5, "--top-k", 9, "--out")
+    assert run(*common, tmp_path / "auto").status == 0
+    assert run(*common, tmp_path / "other", *words).status == 0
+    assert same(images(tmp_path / "auto"), images(tmp_path / "other"))
+
+
+def test_a_draft_model_saves_calls(run, models, tmp_path):
+    words = ("--strategy", "draft", "--draft-model", models / "generator", "--out", tmp_path)
+    result = run("generate", "--model", models / "generator", *words)  # its own drafts are all right
+    assert (result.status, result.err) == (0, "")
+    calls = float(result.out.split("\n")[1].split(" network calls")[0])
+    assert calls < 8
+
+
+@pytest.mark.parametrize(
+    ("part", "words"),
+    [
+        ("--strategy jakobi is unknown; choose from auto, plain, jacobi", ["--strategy", "jakobi"]),
+        ("--window must be at least 1, got 0", ["--strategy", "jacobi", "--window", 0]),
+        ("--window is chosen by --strategy auto", ["--window", 4]),
+        ("strategy 'plain' has no window to choose", ["--strategy", "plain", "--window", 4]),
+        ("--epsilon must be between 0 and 1, got 1.5", ["--epsilon", 1.5]),
+        ("--strategy draft needs --draft-model", ["--strategy", "draft"]),
+        ("is of no use to --strategy auto", ["--draft-model", "x"]),
+        ("depth must be at least 1 and less than", ["--strategy", "early-exit", "--exit-depth", 99]),
+        ("min_p must be", ["--min-p", 2]),
+    ],
+)
+def test_a_way_that_there_is_not_is_refused_and_nothing_written(refused, models, tmp_path, part, words):
+    refused(part, "generate", "--model", models / "generator", "--out", tmp_path / "out", *words)
+    assert not (tmp_path / "out").exists()
 
 
 def test_another_seed_gives_other_images(run, models, tmp_path):
@@ -76,7 +128,12 @@ def test_the_settings_are_written_beside_the_images(run, models, tmp_path):
     assert settings["guidance"] == {
         "type": "Guidance", "scale": 1.5, "schedule": "cosine", "power": 1.0, "steps": 4
     }  # fmt: skip
-    assert settings["law"] == {"type": "Law", "temperature": 0.8, "top_k": 9, "top_p": 0.9}
+    assert settings["law"] == {"type": "Law", "temperature": 0.8, "top_k": 9, "top_p": 0.9} | {
+        "min_p": 0.0,
+        "typical": 1.0,
+        "top_h": 0.0,
+    }
+    assert (settings["strategy"], settings["window"], settings["draft_model"]) == ("auto", None, None)
     assert settings["tokenizer"] == str(models / "generator" / "tokenizer")
     assert settings["images"][1] == {"file": "00001.png", "condition": {"category": "Flags"}}
 

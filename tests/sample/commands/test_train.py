@@ -242,7 +242,7 @@ def test_help_at_every_level(run, monkeypatch):
         ("train", "generator"): ("llamagen-gpt-xl", "--tokenizer STR", "--resume"),
         ("train", "tokenizer", "quickstart"): (
             "--optimizer.lr FLOAT",
-            "Highest learning rate. (default: 0.002)",
+            "Highest learning rate of AdamW. (default: 0.002)",
             "--out",
         ),
         ("train", "generator", "tiny"): ("--model.width INT", "(default: 16)", "--tokenizer STR"),

@@ -14,11 +14,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from imgtok.generators.condition import TextFeatures
 from imgtok.generators.generator import Generator
-from imgtok.sample.ancestral import columns, sample_tokens
+from imgtok.sample import engine
 from imgtok.sample.guidance import Guidance
 from imgtok.sample.law import Law
 from imgtok.sample.noise import gumbel, image_keys
+from imgtok.sample.scorer import Scorer, new_cache
+from imgtok.sample.strategy import Progress
 from imgtok.tokens import GridLayout
+
+from .toys import Recorder
 
 GUIDANCES = {
     "none": Guidance(),
@@ -30,6 +34,10 @@ GUIDANCES = {
     "below-one": Guidance(scale=0.0),
 }
 LAWS = {"all": Law(), "truncated": Law(temperature=0.8, top_k=7, top_p=0.9), "greedy": Law(temperature=0)}
+
+
+def sample_tokens(*args: Any, **kwargs: Any) -> Tensor:
+    return engine.sample_tokens(*args, **kwargs).tokens
 
 
 def seven_keys(seed: int = 0) -> Tensor:
@@ -56,18 +64,11 @@ def plainly(generator: Generator, condition: Any, keys: Tensor, law: Law, guidan
 @pytest.mark.parametrize("guidance", GUIDANCES)
 def test_sampling_equals_the_plain_loop(pair, guidance, law):
     generator, condition = pair
-    steps: list[Tensor] = []
-    tokens = sample_tokens(
-        generator,
-        condition,
-        seven_keys(),
-        law=LAWS[law],
-        guidance=GUIDANCES[guidance],
-        on_step=lambda i, drawn, logits: steps.append(logits),
-    )
+    recorder = Recorder(LAWS[law])
+    tokens = sample_tokens(generator, condition, seven_keys(), law=recorder, guidance=GUIDANCES[guidance])
     expected, logits = plainly(generator, condition, seven_keys(), LAWS[law], GUIDANCES[guidance])
     assert torch.equal(tokens, expected)
-    torch.testing.assert_close(torch.stack(steps, dim=1), logits, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(torch.cat(recorder.logits, dim=1), logits, atol=1e-4, rtol=1e-4)
     assert tokens.unique().numel() > 3
 
 
@@ -84,18 +85,18 @@ def test_null_rows_are_not_computed_without_need(pair, guided, monkeypatch):
     generator, condition = pair
     rows, score = [], type(generator).score
 
-    def counting(self, tokens, start, cache, length):
+    def counting(self, tokens, *rest):
         rows.append(len(tokens))
-        return score(self, tokens, start, cache, length)
+        return score(self, tokens, *rest)
 
     monkeypatch.setattr(type(generator), "score", counting)
     sample_tokens(generator, condition, seven_keys(), guidance=Guidance(scale=3.0, steps=4) if guided else None)
-    assert rows == ([14] * 3 + [7] * 8 if guided else [7] * 11)
+    assert rows == ([14] * 4 + [7] * 8 if guided else [7] * 12)
 
 
 def test_a_cache_may_be_used_again(pair):
     generator, condition = pair
-    cache = generator.new_cache(14)
+    cache = generator.new_cache(14, 1)
     guidances = [GUIDANCES[name] for name in ("first-steps", "none", "constant", "none", "first-steps")]
     for seed, guidance in enumerate(guidances):
         again = sample_tokens(generator, condition, seven_keys(seed), guidance=guidance, cache=cache)
@@ -106,7 +107,7 @@ def test_a_used_cache_remembers_no_padding(make_generator):
     generator = make_generator(GridLayout(3, 4), text=True)
     features = torch.randn(2, 5, 6, generator=torch.Generator().manual_seed(0))
     long, short = torch.ones(2, 5, dtype=torch.bool), torch.tensor([[False] * 4 + [True]] * 2)
-    cache, keys = generator.new_cache(2), image_keys(0, range(2))
+    cache, keys = generator.new_cache(2, 1), image_keys(0, range(2))
     for visible in (short, long, short):
         condition = TextFeatures(features * visible[:, :, None], visible)
         again = sample_tokens(generator, condition, keys, cache=cache)
@@ -123,21 +124,19 @@ def test_stopping_early_gives_the_first_tokens(pair, count):
 
 def test_steps_are_told_as_they_happen(pair):
     generator, condition = pair
-    seen: list[tuple[int, Tensor]] = []
-    tokens = sample_tokens(
-        generator, condition, seven_keys(), on_step=lambda i, drawn, logits: seen.append((i, drawn.clone()))
-    )
-    assert [i for i, _ in seen] == list(range(12))
-    assert torch.equal(torch.stack([drawn for _, drawn in seen], dim=1), tokens)
+    seen: list[Progress] = []
+    tokens = sample_tokens(generator, condition, seven_keys(), on_round=seen.append)
+    assert [progress.start.tolist() for progress in seen] == [[i] * 7 for i in range(12)]
+    assert all(torch.equal(progress.tokens[:, : i + 1], tokens[:, : i + 1]) for i, progress in enumerate(seen))
 
 
 def test_few_different_lengths_of_the_cache_are_read(make_generator):
     generator = make_generator(GridLayout(16, 16))
-    cache = generator.new_cache(2)
-    lengths = [columns(generator, cache, written) for written in range(1, 256)]
-    assert all(generator.num_slots + written <= length for written, length in enumerate(lengths, start=1))
+    scorer = Scorer(generator, torch.zeros(2, 2, dtype=torch.int64), Guidance(), rows=2, spare=0)
+    lengths = [scorer.columns(places) for places in range(257)]
+    assert all(generator.num_slots + places <= length for places, length in enumerate(lengths))
     assert lengths == sorted(lengths)
-    assert max(lengths) <= cache.length
+    assert max(lengths) <= scorer.cache.length
     assert len(set(lengths)) <= 5
 
 
@@ -221,13 +220,20 @@ class Watch(TorchDispatchMode):
 
     WAITS = ("_local_scalar_dense", "nonzero", "is_nonzero", "masked_select", "_unique", "unique", "equal")
 
-    def __init__(self, memory: Tensor | None = None) -> None:
+    def __init__(self, memory: Tensor | None = None, rounds: int | None = None) -> None:
+        """`rounds`: after so many calls of `round`, nothing is refused any more."""
         super().__init__()
-        self.memory = memory
+        self.memory, self.rounds = memory, rounds
         self.calls = 0
+
+    def round(self, progress: Progress) -> None:
+        assert self.rounds is not None
+        self.rounds -= 1
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self.calls += 1
+        if self.rounds == 0:
+            return func(*args, **(kwargs or {}))
         name = func.overloadpacket.__name__
         if name.rstrip("2") in self.WAITS or (name in ("index", "index_put_") and has_mask(args[1])):
             raise AssertionError(f"{func} waits for the device")
@@ -264,8 +270,16 @@ def test_the_watch_catches(wait):
 @pytest.mark.parametrize("guidance", ["none", "first-steps", "cosine"])
 def test_the_loop_never_waits_for_the_device(pair, guidance):
     generator, condition = pair
-    with Watch() as watch:
-        sample_tokens(generator, condition, seven_keys(), law=LAWS["truncated"], guidance=GUIDANCES[guidance])
+    with Watch(rounds=12) as watch:
+        sample_tokens(
+            generator,
+            condition,
+            seven_keys(),
+            law=LAWS["truncated"],
+            guidance=GUIDANCES[guidance],
+            on_round=watch.round,
+        )
+    assert watch.rounds == 0
     assert watch.calls > 100
 
 
@@ -294,7 +308,7 @@ def test_the_loop_copies_nothing_to_the_device(make_generator, guidance):
             condition,
             keys,
             guidance=GUIDANCES[guidance],
-            on_step=lambda i, drawn, logits: crossings.append(crossing.count),
+            on_round=lambda progress: crossings.append(crossing.count),
         )
     assert crossings[0] > 0  # what is prepared before the first token
     assert len(set(crossings)) == 1, crossings
@@ -303,27 +317,32 @@ def test_the_loop_copies_nothing_to_the_device(make_generator, guidance):
 @pytest.mark.parametrize("guidance", ["none", "first-steps"])
 def test_the_loop_allocates_no_cache(pair, guidance, monkeypatch):
     generator, condition = pair
-    cache, places = generator.new_cache(14), []
+    cache, places = new_cache(generator, 7, Guidance(scale=2.0)), []
     monkeypatch.setattr(generator, "new_cache", lambda *args, **kwargs: pytest.fail("a second cache"))
-    with Watch(memory=cache.memory):
+    with Watch(memory=cache.memory, rounds=12) as watch:
+
+        def look(progress: Progress) -> None:
+            places.append(cache.memory.data_ptr())
+            watch.round(progress)
+
         sample_tokens(
             generator,
             condition,
             seven_keys(),
             guidance=GUIDANCES[guidance],
             cache=cache,
-            on_step=lambda i, drawn, logits: places.append(cache.memory.data_ptr()),
+            on_round=look,
         )
     assert len(set(places)) == 1
 
 
 def test_one_cache_is_made_where_none_is_given(pair, monkeypatch):
     generator, condition = pair
-    made, new_cache = [], generator.new_cache
+    made, make = [], generator.new_cache
 
-    def counting(rows: int) -> Any:
+    def counting(rows: int, extra: int) -> Any:
         made.append(rows)
-        return new_cache(rows)
+        return make(rows, extra)
 
     monkeypatch.setattr(generator, "new_cache", counting)
     sample_tokens(generator, condition, seven_keys())
@@ -333,9 +352,9 @@ def test_one_cache_is_made_where_none_is_given(pair, monkeypatch):
 
 def test_no_gradients_are_kept(pair):
     generator, condition = pair
-    logits: list[Tensor] = []
-    sample_tokens(generator, condition, seven_keys(), on_step=lambda i, drawn, given: logits.append(given))
-    assert not any(given.requires_grad for given in logits)
+    recorder = Recorder(Law())
+    sample_tokens(generator, condition, seven_keys(), law=recorder)
+    assert not any(logits.requires_grad for logits in recorder.logits)
 
 
 def test_a_sharp_law_draws_its_mode(pair):

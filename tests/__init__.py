@@ -1,0 +1,1 @@
+"""The suite is a package, so that its parts can share helpers."""

@@ -1,0 +1,49 @@
+"""Strategies by name."""
+
+import pytest
+import torch
+
+from imgtok.sample.images import generate_tokens
+from imgtok.sample.law import Law
+from imgtok.sample.strategies import ENTRIES, Parts, build_strategy
+from imgtok.tokens import GridLayout
+
+
+@pytest.fixture
+def parts(make_generator):
+    generator = make_generator(GridLayout(3, 4))
+    codes = torch.randn(13, 4, generator=torch.Generator().manual_seed(0))
+    return Parts(generator=generator, draft=make_generator(GridLayout(3, 4), depth=1), codes=codes)
+
+
+@pytest.mark.parametrize("name", ENTRIES)
+def test_each_draws_and_guarantees_what_its_entry_says(parts, name):
+    strategy, entry = build_strategy(name, parts), ENTRIES[name]
+    assert strategy.guarantee == entry.guarantee
+    condition = torch.tensor([[0, 1], [3, 0]])
+    settings = {"law": Law(top_k=6), "seed": 1}
+    drawn = next(generate_tokens(parts.generator, condition, strategy=strategy, **settings))
+    assert drawn.shape == (2, 12)
+    if entry.guarantee == "pathwise":
+        assert torch.equal(drawn, next(generate_tokens(parts.generator, condition, **settings)))
+
+
+@pytest.mark.parametrize("name", [name for name, entry in ENTRIES.items() if entry.needs_draft])
+def test_a_missing_draft_model_is_told(parts, name):
+    with pytest.raises(ValueError, match=f"strategy '{name}' needs a draft model"):
+        build_strategy(name, Parts(generator=parts.generator, codes=parts.codes))
+
+
+def test_the_window_can_be_chosen_where_there_is_one(parts):
+    assert build_strategy("jacobi", parts, window=7).window == 7
+    assert build_strategy("draft", parts, window=2).window == 2
+    for name in ("plain", "tree"):
+        with pytest.raises(ValueError, match=f"strategy '{name}' has no window to choose"):
+            build_strategy(name, parts, window=7)
+    with pytest.raises(ValueError, match="window must be at least 1, got 0"):
+        build_strategy("jacobi", parts, window=0)
+
+
+def test_an_unknown_name_is_told(parts):
+    with pytest.raises(ValueError, match="strategy 'jakobi' is unknown; choose from auto, plain, jacobi"):
+        build_strategy("jakobi", parts)
