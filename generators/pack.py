@@ -18,7 +18,7 @@ from imgtok.nn.position import Rope
 
 
 class PackedBlock(nn.Module):
-    """A `Block` for few rows in bfloat16 on a CPU, where each small operation costs about as much as the next.
+    """A `Block` for few rows on a CPU, where each small operation costs about as much as the next.
 
     What follows or precedes a product is done within it: the sum with its input, the gate's SiLU, the product with the
     gate. Attention is computed in float32.
@@ -66,7 +66,7 @@ def turned(x: Tensor, rope: Rope) -> Tensor:
 
 
 def packed(generator: Generator) -> Generator:
-    """What draws faster on this machine: in bfloat16 on a CPU a copy with `PackedBlock`s, else the generator itself.
+    """What draws faster on this machine: on a CPU a copy with `PackedBlock`s, else the generator itself.
 
     The copy cannot be trained or saved; its embeddings are shared.
     """

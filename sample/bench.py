@@ -127,9 +127,8 @@ def contenders(
     """Plain sampling first; each is built when its turn has come, so that its memory is its own."""
     loaded = load_generator(bench.model, bench.dtype, device)
     generator, size = packed(loaded), Size.of(loaded)
-    del loaded  # its matrices may be in the packed one, in another order
     draft = packed(load_generator(bench.draft, bench.dtype, device)) if bench.draft else None
-    parts = Parts(generator=generator, draft=draft, codes=code_vectors(bench.model, device))
+    parts = Parts(generator=loaded, draft=draft, codes=code_vectors(bench.model, device))
     names = bench.strategies or usable(config.codebook_size, draft is not None)
     chosen = {name: build_strategy(name, parts, bench.window if bench.strategies else None) for name in names}
     ways: dict[str, Strategy] = {"plain": Plain(), **{name: way for name, way in chosen.items() if name != "plain"}}

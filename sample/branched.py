@@ -46,11 +46,11 @@ class BranchedJacobi:
     window: int = 48
     """Nodes in all: the chain and `branches` times `length`."""
     branches: int = 8
-    length: int = 4
+    length: int = 3
     """Nodes of a branch: the lesser guess, and the chain's guesses after it."""
-    ranks: int = 4
-    """Guesses considered for each place."""
-    distance: float = 0.25
+    ranks: int = 16
+    """Guesses considered for each place, at most all codes."""
+    distance: float = 1.0
     """What one place further costs, in units of the noisy law's logarithm."""
 
     def __post_init__(self) -> None:
@@ -71,7 +71,7 @@ class BranchedJacobi:
 
     def begin(self, job: Job, earlier: Any = None) -> Any:
         blind = noise_only(job, self.window)
-        guesses = unsure(blind[:, : self.chain], self.ranks)
+        guesses = unsure(blind[:, : self.chain], min(self.ranks, job.codebook_size))
         return Memory(guesses, blind, torch.zeros_like(blind[:, : self.branches]))
 
     def draft(self, job: Job, progress: Progress, memory: Any) -> tuple[Draft, Any]:
@@ -79,8 +79,9 @@ class BranchedJacobi:
         ahead = torch.arange(self.chain, device=tokens.device)
         cost = margins[:, :, 1:] + self.distance * ahead[:, None]
         best = cost.flatten(1).topk(self.branches, largest=False).indices
-        at, rank = best // (self.ranks - 1), best % (self.ranks - 1) + 1
-        first = tokens.flatten(1).gather(1, at * self.ranks + rank)
+        ranks = tokens.shape[2]
+        at, rank = best // (ranks - 1), best % (ranks - 1) + 1
+        first = tokens.flatten(1).gather(1, at * ranks + rank)
         rest = at[:, :, None] + torch.arange(1, self.length, device=at.device)
         rest = tokens[:, :, 0].gather(1, rest.flatten(1).clamp_max(self.chain - 1)).view(rest.shape)
         branches = torch.cat([first[:, :, None], rest], dim=2)
@@ -104,9 +105,17 @@ class BranchedJacobi:
         return Tree(depths, sees)
 
     def couple(self, job: Job, progress: Progress, draft: Draft, log_law: Tensor, memory: Any) -> tuple[Verdict, Any]:
+        noise = job.noise(progress.next + torch.arange(1 + self.chain, device=log_law.device))
+        return self.walk(progress, draft, log_law, noise, memory)
+
+    def walk(
+        self, progress: Progress, draft: Draft, log_law: Tensor, noise: Tensor, memory: Memory
+    ) -> tuple[Verdict, Memory]:
+        """`noise` b chain+1 v: of the places from the next one on."""
         assert draft.tree is not None
-        noisy = log_law + job.noise(progress.next + draft.tree.depths)
-        values, tokens = noisy.topk(self.ranks, dim=-1)
+        noisy = log_law + pick(noise, draft.tree.depths.clamp_max(self.chain))
+        ranks = memory.guesses.tokens.shape[2]
+        values, tokens = noisy.topk(ranks, dim=-1)
         chosen, trunk = tokens[:, :, 0], 1 + self.chain
         kept = match_length(draft.tokens[:, : self.chain], chosen)
         branches = draft.tokens[:, self.chain :].unflatten(1, (self.branches, self.length))
@@ -118,6 +127,8 @@ class BranchedJacobi:
         further = match_length(
             branches.gather(1, number[:, None, None].expand(-1, 1, self.length))[:, 0, 1:], chosen.gather(1, nodes)
         )
+        # A branch of the last places runs out of the chain, where there is no noise at hand: it ends there.
+        further = torch.minimum(further, (self.chain - 1 - kept).clamp_min(0))
         count = kept + 1 + torch.where(hit, further + 1, 0)
 
         # The node that stands at each depth, on the way that was kept and beyond it: chain, branch, chain again.
@@ -125,7 +136,7 @@ class BranchedJacobi:
         into = depth - kept[:, None] - 1
         on_branch = hit[:, None] & (into >= 0) & (into < self.length)
         node = torch.where(on_branch, first[:, None] + into, depth.clamp_max(self.chain))
-        beyond = unsure(window_after(memory.blind, progress.start + 2 + self.chain, self.window), self.ranks)
+        beyond = unsure(window_after(memory.blind, progress.start + 2 + self.chain, self.window), ranks)
         seen = Guesses(*(pick(part, node[:, :trunk]) for part in (tokens, values[:, :, :1] - values)))
         pool = Guesses(*(torch.cat(parts, dim=1) for parts in zip(seen, beyond, strict=True)))
         verdict = Verdict(chosen.gather(1, node), count, path=node[:, 1:])

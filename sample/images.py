@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -127,59 +128,59 @@ def generate_tokens(
 
     Where memory does not suffice, batches are halved, with a warning; the images stay the same.
     """
-    law, guidance, tuner = law or Law(), guidance or Guidance(), strategy if isinstance(strategy, Tuner) else None
-    total, caches, earlier, start = count(condition), dict[tuple[int, int], KVCache](), None, 0
+    law, guidance, total = law or Law(), guidance or Guidance(), count(condition)
     if batch_size < 1 or total < 1:
         raise ValueError(f"batch_size and the number of conditions must be at least 1, got {batch_size} and {total}")
-    while start < total:
-        rows = min(batch_size, total - start)
-        way: Strategy = tuner.strategy() if tuner else strategy or Plain()  # type: ignore[assignment]
+    caches: dict[tuple[int, int], KVCache] = {}
+    earlier: Any = None
+
+    def draw(start: int, rows: int) -> Tensor:
+        nonlocal earlier
+        way = strategy.strategy() if isinstance(strategy, Tuner) else strategy or Plain()
+        if (rows, way.window) not in caches:
+            caches[rows, way.window] = new_cache(generator, rows, guidance, way.window)
         clock = Clock(generator.device) if statistics else None
+        ask = partial(
+            sample_tokens,
+            generator,
+            generator.condition.select(condition, slice(start, start + rows)),
+            image_keys(seed, range(first + start, first + start + rows), generator.device),
+            law=law,
+            guidance=guidance,
+            strategy=way,
+            cache=caches[rows, way.window],
+            clock=clock,
+            on_round=previewer(on_preview, first + start, generator.num_tokens, preview_every),
+            earlier=earlier,
+        )
+        drawn, peak = with_peak(ask, generator.device) if statistics else (ask(), None)
+        if statistics and clock:
+            statistics.add(drawn, clock, peak)
+        if isinstance(strategy, Tuner):
+            strategy.learn(drawn)
+        earlier = drawn.memory
+        return drawn.tokens
 
-        def draw(
-            start: int = start,
-            rows: int = rows,
-            way: Strategy = way,
-            clock: Clock | None = clock,
-            earlier: Any = earlier,
-        ) -> Drawn:
-            if (rows, way.window) not in caches:
-                caches[rows, way.window] = new_cache(generator, rows, guidance, way.window)
-            return sample_tokens(
-                generator,
-                generator.condition.select(condition, slice(start, start + rows)),
-                image_keys(seed, range(first + start, first + start + rows), generator.device),
-                law=law,
-                guidance=guidance,
-                strategy=way,
-                cache=caches[rows, way.window],
-                clock=clock,
-                on_round=previewer(on_preview, first + start, generator.num_tokens, preview_every),
-                earlier=earlier,
-            )
+    yield from in_parts(total, batch_size, draw, caches.clear)
 
+
+def in_parts(total: int, size: int, draw: Callable[[int, int], Tensor], forget: Callable[[], None]) -> Iterator[Tensor]:
+    """draw(start, rows) for all of `total` rows; after an error for want of memory, `forget` and go on with half."""
+    start = 0
+    while start < total:
+        rows = min(size, total - start)
         try:
-            if statistics is None or clock is None:
-                drawn = draw()
-            else:
-                drawn, peak = with_peak(draw, generator.device)
-                statistics.add(drawn, clock, peak)
+            part = draw(start, rows)
         except RuntimeError as error:
             if rows == 1 or not is_out_of_memory(error):
                 raise
-            batch_size = (rows + 1) // 2
-            caches.clear()
-            logger.warning(
-                "out of memory with batch_size %d: going on with %d, same images; batch_size %d avoids this",
-                rows,
-                batch_size,
-                batch_size,
-            )
+            size = (rows + 1) // 2
+            told = "out of memory with batch_size %d: going on with %d, same images; batch_size %d avoids this"
+            logger.warning(told, rows, size, size)
+            forget()
             continue
-        if tuner:
-            tuner.learn(drawn)
-        earlier, start = drawn.memory, start + rows
-        yield drawn.tokens
+        start += rows
+        yield part
 
 
 def previewer(

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from imgtok.sample import branched
@@ -57,13 +58,13 @@ class RecallingJacobi(BranchedJacobi):
         return Memory(super().begin(job), job.noise(places) + UNLIKELY, nothing, experience)
 
     def draft(self, job: Job, progress: Progress, memory: Any) -> tuple[Draft, Memory]:
-        lift = self.recall * (memory.experience.sums / memory.experience.weights).log()
+        recent = memory.noisy - self.recall * after(memory.experience, memory.left)
         left, places = progress.root[:, 0], []
         for i in range(min(self.corrected, self.chain)):
-            places.append(memory.noisy[:, i] + lift[left] - lift[memory.left[:, i]])
+            places.append(recent[:, i] + self.recall * after(memory.experience, left))
             left = places[-1].argmax(-1)
         noisy = torch.cat([torch.stack(places, dim=1), memory.noisy[:, len(places) :]], dim=1)
-        values, tokens = noisy.topk(self.ranks, dim=-1)
+        values, tokens = noisy.topk(memory.inner.guesses.tokens.shape[2], dim=-1)
         inner = memory.inner._replace(guesses=Guesses(tokens, values[:, :, :1] - values))
         draft, inner = super().draft(job, progress, inner)
         return draft, memory._replace(inner=inner)
@@ -71,19 +72,17 @@ class RecallingJacobi(BranchedJacobi):
     def couple(
         self, job: Job, progress: Progress, draft: Draft, log_law: Tensor, memory: Any
     ) -> tuple[Verdict, Memory]:
-        assert draft.tree is not None
-        verdict, inner = super().couple(job, progress, draft, log_law, memory.inner)
+        reach = 1 + 2 * self.chain  # places whose laws were asked for, and those that may enter the window
+        noise = job.noise(progress.next + torch.arange(reach, device=log_law.device))
+        verdict, inner = self.walk(progress, draft, log_law, noise[:, : 1 + self.chain], memory.inner)
         node = self.on_the_way(verdict)
         tokens = torch.cat([progress.root, draft.tokens], dim=1).gather(1, node)  # before the place each node predicts
         laws = pick(log_law, node)
-        ahead = torch.arange(self.chain, device=node.device)
-        noisy = laws.clamp_min(UNLIKELY) + job.noise(progress.next + torch.arange(node.shape[1], device=node.device))
-        beyond = job.noise(progress.next + node.shape[1] + ahead) + UNLIKELY
-        nothing = torch.full_like(memory.left, job.codebook_size)
+        known = F.pad(laws.clamp_min(UNLIKELY), (0, 0, 0, self.chain), value=UNLIKELY)
         return verdict, Memory(
             inner,
-            window_after(torch.cat([noisy, beyond], dim=1), verdict.num_new, self.chain),
-            window_after(torch.cat([tokens, nothing], dim=1), verdict.num_new, self.chain),
+            window_after(known + noise, verdict.num_new, self.chain),
+            window_after(F.pad(tokens, (0, self.chain), value=job.codebook_size), verdict.num_new, self.chain),
             learn(memory.experience, tokens, laws, progress.start < job.total - 1),
         )
 
@@ -108,6 +107,11 @@ def naive(size: int, device: torch.device) -> Experience:
     return Experience(
         torch.full((size + 1, size), prior / size, device=device), torch.full((size + 1, 1), prior, device=device)
     )
+
+
+def after(experience: Experience, tokens: Tensor) -> Tensor:
+    """Logarithm of the mean law behind tokens b ...: b ... v."""
+    return (experience.sums[tokens] / experience.weights[tokens]).log()
 
 
 def learn(experience: Experience, tokens: Tensor, log_laws: Tensor, busy: Tensor) -> Experience:

@@ -28,7 +28,7 @@ class Parts:
     """What a strategy may be built of."""
 
     generator: Generator
-    """That draws the images."""
+    """That draws the images, as it was loaded: a packed one cannot be quantised."""
     draft: Generator | None = None
     """A smaller one of the same tokens."""
     codes: Tensor | None = None

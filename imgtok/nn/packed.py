@@ -9,14 +9,14 @@ from torch import Tensor, nn
 
 
 class PackedLinear(nn.Module):
-    """... i -> ... o without bias, in bfloat16 on a CPU, its weights in the blocks in which oneDNN reads them.
+    """... i -> ... o without bias, on a CPU, its float32 or bfloat16 weights in blocks as oneDNN reads them.
 
     `nn.Linear` puts them into that order at every call, which for few rows takes longer than the product. For drawing
     only: it has no parameters, so there is nothing to train or save.
     """
 
     def __init__(self, weight: Tensor) -> None:
-        """weight o i, bfloat16."""
+        """weight o i."""
         super().__init__()
         self.shape = tuple(weight.shape)
         self.blocks = torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous())
@@ -48,9 +48,7 @@ class PackedLinear(nn.Module):
 
 def can_pack(weight: Tensor) -> bool:
     """Whether this is a weight, and this a machine, that `PackedLinear` is for."""
-    return (
-        weight.dtype == torch.bfloat16
-        and weight.device.type == "cpu"
-        and torch.backends.mkldnn.is_available()
-        and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-    )
+    if weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():
+        return False
+    half = weight.dtype == torch.bfloat16 and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return half or weight.dtype == torch.float32

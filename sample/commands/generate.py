@@ -141,15 +141,15 @@ def generate(
     strength = Guidance(scale=guidance, schedule=guidance_schedule, power=guidance_power, steps=guidance_steps)
     where, wanted = find_device(device), wanted_images(load_config(model).condition, label, features, num)
     partner = tokenizer or tokenizer_of(model)
-    generator, decoder = load_pair(model, weights, partner, tokenizer_weights, where, DTYPES[dtype])
-    generator = packed(generator)
+    loaded, decoder = load_pair(model, weights, partner, tokenizer_weights, where, DTYPES[dtype])
+    generator = packed(loaded)
     if strategy == "auto":
         rows = min(batch_size, len(wanted.rows))
         way: Strategy | Tuner = Tuner(generator, strength, rows)
     else:
         draft = load_draft(draft_model, draft_weights, where, DTYPES[dtype])
         codes = decoder.quantizer.codes(torch.arange(decoder.quantizer.codebook_size, device=where))
-        parts = Parts(generator=generator, draft=draft, codes=codes, depth=exit_depth, epsilon=epsilon)
+        parts = Parts(generator=loaded, draft=draft, codes=codes, depth=exit_depth, epsilon=epsilon)
         way = build_strategy(strategy, parts, window)
     settings = {"model": model, "tokenizer": partner, "seed": seed, "dtype": dtype, "device": str(where)}
     settings |= {"strategy": strategy, "window": window, "draft_model": draft_model}

@@ -43,8 +43,8 @@ from imgtok.train.tasks import pairs, spread, validation_images
 
 logger = logging.getLogger(__name__)
 
-OVERHEAD = 30.0  # seconds that no setting changes: start, trials of the speed, encoding, sampling, report
-TOKENIZER_SHARE = 0.3  # of the training time
+OVERHEAD = 45.0  # seconds that no setting changes: start, trials of the speed, encoding, sampling, report
+TOKENIZER_SHARE = 0.28  # of the training time
 LAW, GUIDANCE = Law(temperature=0.8, top_k=50), Guidance(scale=3.0)
 
 

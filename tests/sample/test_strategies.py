@@ -1,5 +1,8 @@
 """Strategies by name."""
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -47,3 +50,16 @@ def test_the_window_can_be_chosen_where_there_is_one(parts):
 def test_an_unknown_name_is_told(parts):
     with pytest.raises(ValueError, match="strategy 'jakobi' is unknown; choose from auto, plain, jacobi"):
         build_strategy("jakobi", parts)
+
+
+def test_the_strategy_that_the_documentation_shows_keeps_its_word(make_generator):
+    page = (Path(__file__).parents[2] / "docs" / "sampling.md").read_text(encoding="utf-8")
+    (block,) = (
+        block for block in re.findall(r"^```python\n(.*?)^```$", page, re.M | re.S) if "class RepeatLeft" in block
+    )
+    names: dict[str, object] = {}
+    exec(compile(block, "docs/sampling.md", "exec"), names)
+    generator, condition = make_generator(GridLayout(3, 4)), torch.tensor([[0, 1], [3, 0]])
+    strategy = names["RepeatLeft"](window=3)  # type: ignore[operator]
+    drawn = [next(generate_tokens(generator, condition, strategy=way)) for way in (None, strategy)]
+    assert torch.equal(*drawn)

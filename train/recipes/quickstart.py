@@ -68,7 +68,7 @@ def generator() -> GeneratorTraining:
             drop_labels={"subcategory": 0.2, "style": 0.1},
         ),
         loop=LoopConfig(steps=2600, batch_size=16, ema_decay=0.995, evaluate_every=500, checkpoint_every=500),
-        data=TokenDataConfig(source="emoji64", flip=True),
+        data=TokenDataConfig(source="emoji64", flip=True, shifts=2, max_shift=2),
         optimizer=OptimizerConfig(
             lr=2e-3, betas=(0.9, 0.95), weight_decay=0.05, max_grad_norm=1.0, schedule="cosine", warmup_steps=50
         ),
