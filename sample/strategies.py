@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -138,16 +138,6 @@ def build_strategy(name: str, parts: Parts, window: int | None = None) -> Strate
         return strategy
     if window < 1:
         raise ValueError(f"window must be at least 1, got {window}")
-    if not is_setting(strategy, "window"):
+    if "window" not in (field.name for field in fields(strategy)):  # type: ignore[arg-type]
         raise ValueError(f"strategy {name!r} has no window to choose; leave --window out")
     return replace(strategy, window=window)
-
-
-def is_setting(strategy: Any, name: str) -> bool:
-    """Whether it is a setting, not a derived value."""
-    return name in type(strategy).__dataclass_fields__
-
-
-def draftable(name: str, draft: Generator | None) -> bool:
-    """Whether all that the strategy needs is there."""
-    return draft is not None or not ENTRIES[name].needs_draft
