@@ -138,6 +138,6 @@ def build_strategy(name: str, parts: Parts, window: int | None = None) -> Strate
         return strategy
     if window < 1:
         raise ValueError(f"window must be at least 1, got {window}")
-    if "window" not in (field.name for field in fields(strategy)):  # type: ignore[arg-type]
+    if "window" not in (field.name for field in fields(strategy)):
         raise ValueError(f"strategy {name!r} has no window to choose; leave --window out")
     return replace(strategy, window=window)
