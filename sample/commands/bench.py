@@ -160,7 +160,7 @@ def sampling_lines(report: Report) -> list[str]:
         f"guidance {settings['guidance']:g}, temperature {settings['temperature']:g}, top-k {settings['top_k']}, "
         f"{settings['dtype']}"
     )
-    speeds = ("tokens/s", "images/s", "calls/image", "x plain", "x transformers")
+    speeds = ("tokens/s", "images/s", "first image", "calls/image", "x plain", "x transformers")
     columns = ("", "guarantee", *speeds, "same images", "token TV", "peak memory")
     cells = [
         (
@@ -168,6 +168,7 @@ def sampling_lines(report: Report) -> list[str]:
             row["guarantee"] or NONE,
             shown(row["tokens_per_second"]),
             shown(row["images_per_second"]),
+            shown(row["seconds_to_first_image"], " s"),
             shown(row["calls_per_image"]),
             shown(row["ratio_to_plain"]),
             shown(row["ratio_to_transformers"]),
