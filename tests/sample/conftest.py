@@ -16,6 +16,8 @@ from imgtok.generators.condition import Label, LabelConditionConfig, TextConditi
 from imgtok.generators.generator import Generator, GeneratorConfig
 from imgtok.tokens import GridLayout
 
+from .tree_trials import trial_of
+
 CASES = Path(os.environ.get("IMGTOK_CONFORMANCE") or Path(__file__).parents[3] / "shared" / "conformance")
 
 
@@ -54,6 +56,21 @@ def pair(request, make_generator) -> tuple[Generator, Any]:
     visible = torch.arange(5) >= torch.tensor([[i % 5] for i in range(7)])
     features = torch.randn(7, 5, 6, generator=torch.Generator().manual_seed(1))
     return make_generator(GridLayout(3, 4), text=True), TextFeatures(features * visible[:, :, None], visible)
+
+
+@pytest.fixture(scope="module", params=["labels", "text"])
+def trial(request, make_generator):
+    return trial_of(make_generator, request.param)
+
+
+@pytest.fixture(scope="module")
+def labels(make_generator):
+    return trial_of(make_generator)
+
+
+@pytest.fixture(scope="module")
+def shallow(make_generator):
+    return trial_of(make_generator, depth=1)
 
 
 @pytest.fixture(scope="session")

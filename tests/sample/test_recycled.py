@@ -18,24 +18,7 @@ from .tree_trials import (
     check_a_round_never_waits,
     check_rows_are_alone,
     start_of,
-    trial_of,
 )
-
-
-@pytest.fixture(scope="module", params=["labels", "text"])
-def trial(request, make_generator):
-    return trial_of(make_generator, request.param)
-
-
-@pytest.fixture(scope="module")
-def labels(make_generator):
-    return trial_of(make_generator)
-
-
-@pytest.fixture(scope="module")
-def shallow(make_generator):
-    return trial_of(make_generator, depth=1)
-
 
 # -- the tables -------------------------------------------------------------------------------------------------------
 

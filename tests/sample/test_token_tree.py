@@ -28,25 +28,9 @@ from .tree_trials import (
     check_joint,
     check_rows_are_alone,
     start_of,
-    trial_of,
 )
 
 SHAPES = [(3,), (4, 2, 2, 1), (1, 1, 1, 1, 1), (2, 5)]
-
-
-@pytest.fixture(scope="module", params=["labels", "text"])
-def trial(request, make_generator):
-    return trial_of(make_generator, request.param)
-
-
-@pytest.fixture(scope="module")
-def labels(make_generator):
-    return trial_of(make_generator)
-
-
-@pytest.fixture(scope="module")
-def shallow(make_generator):
-    return trial_of(make_generator, depth=1)
 
 
 # -- growing ----------------------------------------------------------------------------------------------------------
