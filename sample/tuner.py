@@ -26,7 +26,7 @@ from imgtok.sample.strategy import Strategy
 logger = logging.getLogger(__name__)
 
 WINDOWS = (0, 4, 8, 16, 32)
-FIRST_GUESS = (1.0, 0.5, 0.3, 0.2, 0.1)  # chance that the first, second, … draft of a window is right, until measured
+FIRST_GUESS = (0.6, 0.5, 0.3, 0.2, 0.1)  # chance that the first, second, … draft is right if those before are
 TRIALS = 5
 
 
@@ -66,7 +66,7 @@ class Tuner:
             return sum(min(count, window + 1) * times for count, times in enumerate(self.committed)) / calls
         tokens = chance = 1.0
         for draft in range(window):
-            chance *= FIRST_GUESS[min(draft, len(FIRST_GUESS) - 1)] if draft else 0.6
+            chance *= FIRST_GUESS[min(draft, len(FIRST_GUESS) - 1)]
             tokens += chance
         return tokens
 
