@@ -26,7 +26,10 @@ class KVCache:
         device: torch.device | str,
     ) -> None:
         self.length = length
-        self.memory = torch.zeros(layers, 2, rows, heads, length, head_dim, dtype=dtype, device=device)
+        shape = (rows, heads, length, head_dim)
+        # Tensors of their own: compiled code would copy one common piece of memory to write a part of it.
+        self.keys = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(layers)]
+        self.values = [torch.zeros_like(keys) for keys in self.keys]
         self.visible = torch.ones(rows, length, dtype=torch.bool, device=device)
         self.root = torch.zeros(rows, width, dtype=dtype, device=device)
         """Embedding of the last condition slot, which is read with the first token's law."""
@@ -42,26 +45,27 @@ class KVCache:
 
     def layers(self, columns: Tensor, length: int) -> list[Layer]:
         """Views to write at `columns` (rows w) and attend over the first `length` columns."""
-        return [Layer(memory[:, : self.rows], columns, length) for memory in self.memory]
+        index = (torch.arange(len(columns), device=columns.device)[:, None], columns)
+        pairs = zip(self.keys, self.values, strict=True)
+        return [Layer(keys[: self.rows], values[: self.rows], index, length) for keys, values in pairs]
 
     def move(self, columns: Tensor, to: Tensor) -> None:
         """Copies what stands at `columns` (rows m) to the columns `to` (rows m), in all layers."""
-        memory = self.memory[:, :, : self.rows]
-        shape = (*memory.shape[:2], -1, memory.shape[3], -1, memory.shape[5])
-        source, target = (where[:, None, :, None].expand(shape) for where in (columns, to))
-        memory.scatter_(4, target, memory.gather(4, source))
+        rows = torch.arange(len(columns), device=columns.device)[:, None]
+        for memory in (*self.keys, *self.values):
+            places = memory.transpose(1, 2)
+            places.index_put_((rows, to), places[rows, columns])
 
 
 class Layer:
     """One layer of a KVCache during one call."""
 
-    def __init__(self, memory: Tensor, columns: Tensor, length: int) -> None:
-        self.memory, self.length = memory, length
-        self.index = (torch.arange(len(columns), device=columns.device)[:, None], columns)
+    def __init__(self, keys: Tensor, values: Tensor, index: tuple[Tensor, Tensor], length: int) -> None:
+        """`index`: rows and columns to write."""
+        self.keys, self.values, self.index, self.length = keys, values, index, length
 
     def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Stores b h w d at its columns; returns b h length d, in the cache's type."""
-        for part, new in zip(self.memory, (k, v), strict=True):
+        for part, new in ((self.keys, k), (self.values, v)):
             part.transpose(1, 2).index_put_(self.index, new.transpose(1, 2).to(part.dtype))
-        keys, values = self.memory
-        return keys[:, :, : self.length], values[:, :, : self.length]
+        return self.keys[:, :, : self.length], self.values[:, :, : self.length]

@@ -107,6 +107,7 @@ class Generator(nn.Module):
         prefix = self.condition(condition)
         x, before = prefix.embeddings, self.num_slots - 1
         cache.root[: len(x)] = x[:, -1]
+        self.rope(x.device)  # made before `score` may be compiled
         if prefix.visible is not None:
             cache.visible[: len(x), : self.num_slots] = prefix.visible
         if before:

@@ -65,10 +65,14 @@ def turned(x: Tensor, rope: Rope) -> Tensor:
     return torch.addcmul(x * cos, x.roll(half, -1), sin)
 
 
+def is_packed(generator: nn.Module) -> bool:
+    return any(isinstance(module, PackedLinear) for module in generator.modules())
+
+
 def packed(generator: Generator) -> Generator:
     """What draws faster on this machine: on a CPU a copy with `PackedBlock`s, else the generator itself.
 
-    The copy cannot be trained or saved; its embeddings are shared.
+    The copy cannot be trained, compiled or saved; its embeddings are shared.
     """
     if not can_pack(generator.inputs.embedding.weight):
         return generator

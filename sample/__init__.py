@@ -5,16 +5,17 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from imgtok.sample.guidance import Guidance
-    from imgtok.sample.images import generate, generate_tokens
+    from imgtok.sample.images import SamplerConfig, generate, generate_tokens
     from imgtok.sample.law import Law
 
 _HOMES = {
     "Guidance": "imgtok.sample.guidance",
     "Law": "imgtok.sample.law",
+    "SamplerConfig": "imgtok.sample.images",
     "generate": "imgtok.sample.images",
     "generate_tokens": "imgtok.sample.images",
 }
-__all__ = ["Guidance", "Law", "generate", "generate_tokens"]
+__all__ = ["Guidance", "Law", "SamplerConfig", "generate", "generate_tokens"]
 
 
 def __getattr__(name: str) -> Any:

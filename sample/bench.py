@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ from imgtok.generators.pack import packed
 from imgtok.generators.presets import PRESETS as GENERATORS
 from imgtok.hub import CONFIG_FILE, build_empty
 from imgtok.presets import PRESETS as TOKENIZERS
+from imgtok.sample.compiled import can_compile
 from imgtok.sample.engine import sample_tokens
 from imgtok.sample.guidance import Guidance
 from imgtok.sample.law import Law
@@ -37,7 +39,7 @@ from imgtok.sample.measure import (
     with_peak,
 )
 from imgtok.sample.noise import image_keys
-from imgtok.sample.peers import LlamaPeer, find_transformers
+from imgtok.sample.peers import AssistedPeer, LlamaPeer, find_transformers
 from imgtok.sample.plain import Plain
 from imgtok.sample.recalling import MOST_CODES
 from imgtok.sample.scorer import new_cache
@@ -45,6 +47,8 @@ from imgtok.sample.strategies import ENTRIES, Parts, build_strategy
 from imgtok.sample.strategy import Strategy
 from imgtok.tokencache import TokenCache
 from imgtok.tokenizer import TokenizerConfig
+
+logger = logging.getLogger(__name__)
 
 STRIDE = 137  # rows of training data between two images: neighbours there are alike
 
@@ -74,6 +78,8 @@ class SamplingBench:
     """Rounds after the one that warms up, each with images of its own; medians are reported."""
     threads: int | None = None
     """CPU threads; None: torch's choice."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """Run our rounds as compiled code; auto: where there is a compiler. Each strategy takes up to a minute more."""
     peer: bool = True
     """Measure transformers too."""
     compile_peer: bool = False
@@ -110,35 +116,43 @@ def bench_sampling(bench: SamplingBench, device: torch.device) -> Report:
         raise ValueError(f"tokens must be at most {total}, an image of {bench.model}, got {drawn}")
     if bench.peer:
         find_transformers()
+    compile = can_compile(device) if bench.compile == "auto" else bench.compile == "on"
     with cpu_threads(bench.threads):
-        runs = [contend(name, build, device) for name, build in contenders(bench, config, drawn, device).items()]
+        found = contenders(bench, config, drawn, compile, device)
+        runs = [contend(name, build, device) for name, build in found.items()]
         seconds = alternate({run.name: run.work.draw for run in runs}, bench.repeats, device)
         decoding = decode_seconds(bench, device) if drawn == total else None
         circumstances = machine(device)
     settings = asdict(bench) | {"tokens": drawn, "tokens_per_image": total, "decode_seconds": decoding}
+    settings["compile"] = compile
     settings["weights"] = "random" if bench.model in GENERATORS else "trained"
     rows = [row(run, runs[0], settings, seconds) for run in runs]
     return Report(machine=circumstances, settings=settings, rows=rows)
 
 
 def contenders(
-    bench: SamplingBench, config: GeneratorConfig, drawn: int, device: torch.device
+    bench: SamplingBench, config: GeneratorConfig, drawn: int, compile: bool, device: torch.device
 ) -> dict[str, Callable[[], Work]]:
     """Plain sampling first; each is built when its turn has come, so that its memory is its own."""
     loaded = load_generator(bench.model, bench.dtype, device)
-    generator, size = packed(loaded), Size.of(loaded)
-    draft = packed(load_generator(bench.draft, bench.dtype, device)) if bench.draft else None
+    generator, size = loaded if compile else packed(loaded), Size.of(loaded)
+    draft = load_generator(bench.draft, bench.dtype, device) if bench.draft else None
+    if draft is not None and not compile:
+        draft = packed(draft)
     parts = Parts(generator=loaded, draft=draft, codes=code_vectors(bench.model, device))
     names = bench.strategies or usable(config.codebook_size, draft is not None)
     chosen = {name: build_strategy(name, parts, bench.window if bench.strategies else None) for name in names}
     ways: dict[str, Strategy] = {"plain": Plain(), **{name: way for name, way in chosen.items() if name != "plain"}}
     found: dict[str, Callable[[], Work]] = {
-        name: partial(strategy_work, bench, generator, size, way, device) for name, way in ways.items()
+        name: partial(strategy_work, bench, generator, size, way, compile, device) for name, way in ways.items()
     }
     if bench.peer:
         found["transformers"] = partial(transformers, bench, config, drawn, device, False)
     if bench.peer and bench.compile_peer:
         found["transformers compiled"] = partial(transformers, bench, config, drawn, device, True)
+    if bench.peer and bench.draft and not bench.guided and bench.batch == 1:  # which is all it can do
+        sizes = generator_hub.load_config(bench.draft)
+        found["transformers assisted"] = partial(transformers_assisted, bench, config, sizes, drawn, device)
     return found
 
 
@@ -224,14 +238,14 @@ class Contender(NamedTuple):
 
 def contend(name: str, build: Callable[[], Work], device: torch.device) -> Contender:
     """Builds it and draws once, to see what memory that takes."""
-
+    logger.info("%s: warming up", name)
     work = build()
     _, peak = with_peak(work.draw, device)
     return Contender(name, work, None if peak is None else peak + work.size.nbytes)
 
 
 def strategy_work(
-    bench: SamplingBench, generator: Generator, size: Size, strategy: Strategy, device: torch.device
+    bench: SamplingBench, generator: Generator, size: Size, strategy: Strategy, compile: bool, device: torch.device
 ) -> Work:
     """Our sampler. What a strategy learns is handed on from batch to batch, as in `generate_tokens`."""
     guidance = Guidance(scale=bench.guidance)
@@ -250,6 +264,7 @@ def strategy_work(
             num_tokens=bench.tokens,
             cache=cache,
             earlier=earlier[0],
+            compile=compile,
         )
         earlier[0] = drawn.memory
         work.calls.append(drawn.calls.cpu())
@@ -271,6 +286,20 @@ def transformers(
         work.calls.append(torch.full((bench.batch,), drawn))
 
     work = Work(Size.of(peer.model), draw, None)
+    return work
+
+
+def transformers_assisted(
+    bench: SamplingBench, config: GeneratorConfig, draft: GeneratorConfig, drawn: int, device: torch.device
+) -> Work:
+    """Its own speculative sampling, with a Llama of the draft model's size."""
+    peer = AssistedPeer(config, draft, DTYPES[bench.dtype], device)
+
+    def draw() -> None:
+        peer.draw(drawn, bench.law)
+        work.calls.append(torch.tensor([peer.calls]))
+
+    work = Work(Size.of(peer.model), draw, "exact")
     return work
 
 

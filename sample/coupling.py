@@ -145,7 +145,12 @@ def verify_recursive(p: Tensor, laws: Tensor, candidates: Tensor, uniforms: Tens
     for law, candidate, uniform in zip(laws.unbind(1), candidates.unbind(1), uniforms.unbind(1), strict=True):
         accepted.append(uniform * of_tokens(law, candidate) < of_tokens(p, candidate))
         p = residual(p, law)
-    return Choice(_first(torch.stack(accepted, dim=1)), p)
+    return Choice(first_accepted(torch.stack(accepted, dim=1)), p)
+
+
+def first_accepted(accepted: Tensor) -> Tensor:
+    """How many candidates come before the first accepted one: b k -> b."""
+    return (~accepted).long().cumprod(-1).sum(-1)
 
 
 def k_seq(p: Tensor, q: Tensor, k: int) -> KSeq:
@@ -168,7 +173,7 @@ def verify_k_seq(p: Tensor, q: Tensor, candidates: Tensor, uniforms: Tensor) -> 
     """Each candidate is accepted with min(1, p / (gamma q)), up to the first that is; see `k_seq`."""
     gamma, _, rest = k_seq(p, q, candidates.shape[1])
     bar = uniforms * gamma[:, None] * q.gather(-1, candidates)
-    return Choice(_first(bar < p.gather(-1, candidates)), rest)
+    return Choice(first_accepted(bar < p.gather(-1, candidates)), rest)
 
 
 # Yardsticks, for measurements and small vocabularies.
@@ -239,11 +244,6 @@ def of_tokens(probs: Tensor, tokens: Tensor) -> Tensor:
 def _at(laws: Tensor, index: Tensor) -> Tensor:
     """b n v, b -> b v."""
     return laws.gather(1, index[:, None, None].expand(-1, 1, laws.shape[-1]))[:, 0]
-
-
-def _first(accepted: Tensor) -> Tensor:
-    """How many come before the first accepted one: b k -> b."""
-    return (~accepted).long().cumprod(-1).sum(-1)
 
 
 def _ratio(p: Tensor, q: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from imgtok.generators.cache import KVCache
 from imgtok.generators.generator import Generator
+from imgtok.sample.compiled import compiling, own_tensors
 from imgtok.sample.guidance import Guidance
 from imgtok.sample.law import Law
 from imgtok.sample.measure import synchronize
@@ -104,14 +106,16 @@ def sample_tokens(
     ask_every: int | None = None,
     clock: Clock | None = None,
     earlier: Any = None,
+    compile: bool = False,
 ) -> Drawn:
     """Draws tokens b n for a batch of conditions; keys b 2 (`image_keys`) decide them, whatever else is in the batch.
 
     `cache`: memory to use again, from `new_cache` with the strategy's window as spare places. `num_tokens`: stop
     early. `on_round` sees the progress after each round. `ask_every`: rounds between two looks at how far the images
     are, which wait for the device (default: every round on a CPU, every 8th elsewhere). `earlier`: the memory that an
-    earlier batch of the same strategy has left, for strategies that learn. ValueError if the generator gives logits
-    that are no numbers.
+    earlier batch of the same strategy has left, for strategies that learn. `compile`: run rounds as compiled code,
+    which takes about a minute when their like is first met (the clock then knows only whole rounds). ValueError if
+    the generator gives logits that are no numbers, or is packed and to be compiled.
     """
     law, guidance, strategy = law or Law(), guidance or Guidance(), strategy or Plain()
     rows, total, device = len(keys), num_tokens or generator.num_tokens, keys.device
@@ -121,21 +125,26 @@ def sample_tokens(
     most = strategy.window + 1  # tokens that a round can commit
     progress = beginning(rows, total + most, device)
     memory, accepted = strategy.begin(job, earlier), torch.zeros(most + 1, dtype=torch.int64, device=device)
-    advance = Round(job, strategy, clock)
+    advance = Round(job, strategy, None if compile else clock)
+    if compile:
+        progress, memory = own_tensors((progress, memory))
     if clock is not None:
         clock.start()
     least = furthest = rounds = 0  # of tokens committed, as far as the host knows
-    while least < total:
-        scorer.forget_null(least)
-        columns = scorer.columns(min(furthest, total) + most)
-        progress, memory, accepted = advance(progress, memory, accepted, columns)
-        rounds, furthest = rounds + 1, furthest + most
-        if strategy.window == 0:
-            least = furthest
-        elif rounds % ask_every == 0:
-            least, furthest = (int(end) + 1 for end in progress.start.aminmax())
-        if on_round is not None:
-            on_round(progress)
+    with compiling(Round.__call__, generator, "columns") if compile else nullcontext(Round.__call__) as run:
+        while least < total:
+            scorer.forget_null(least)
+            columns = scorer.columns(min(furthest, total) + most)
+            progress, memory, accepted = run(advance, progress, memory, accepted, columns)
+            rounds, furthest = rounds + 1, furthest + most
+            if strategy.window == 0:
+                least = furthest
+            elif rounds % ask_every == 0:
+                least, furthest = (int(end) + 1 for end in progress.start.aminmax())
+            if on_round is not None:
+                on_round(progress)
+    if compile and clock is not None:
+        clock.stop("rounds")
     check_numeric(progress.numeric)
     return Drawn(progress.tokens[:, :total], progress.rounds, accepted, memory)
 

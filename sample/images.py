@@ -40,7 +40,7 @@ class Statistics:
     accepted: list[int] = field(default_factory=list)
     """How many of them committed 0, 1, 2, … tokens."""
     seconds: dict[str, float] = field(default_factory=dict)
-    """By part of a round: draft, model, law, couple."""
+    """By part of a round: draft, model, law, couple; `rounds` for all of it, where that is compiled."""
     peak_bytes: int = 0
     """Memory in use at most, beyond what was in use before."""
 
@@ -65,17 +65,33 @@ class Statistics:
         return self.tokens / max(self.calls, 1)
 
 
+@dataclass(frozen=True, kw_only=True)
+class SamplerConfig:
+    """What to draw from and how. ValueError for an empty batch."""
+
+    law: Law = field(default_factory=Law)
+    guidance: Guidance = field(default_factory=Guidance)
+    strategy: Strategy | Tuner = field(default_factory=Plain)
+    """Those that are `pathwise` give the images of plain sampling in fewer network calls."""
+    batch_size: int = 16
+    """Images drawn together; changes none of them."""
+    compile: bool = False
+    """Run each round as compiled code. It takes about a minute when the first batch is drawn (and again for a last
+    batch of another size), and pays for many images."""
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
+
+
 def generate(
     generator: Generator,
     tokenizer: Tokenizer,
     condition: Any,
+    config: SamplerConfig | None = None,
     *,
     seed: int = 0,
     first: int = 0,
-    batch_size: int = 16,
-    law: Law | None = None,
-    guidance: Guidance | None = None,
-    strategy: Strategy | Tuner | None = None,
     statistics: Statistics | None = None,
     on_preview: OnPreview | None = None,
     preview_every: int = 16,
@@ -83,9 +99,9 @@ def generate(
     """Draws one image per row of `condition`, yielding batches b 3 h w in [-1, 1] as they are finished.
 
     Row i becomes image `first + i` of `seed`: it depends on nothing else, so a run may be cut into any batches.
-    `strategy`: how (default: token by token); those that are `pathwise` give the same images in fewer network calls.
-    `statistics` is added to. `on_preview` sees the number of a batch's first image and its unfinished images, every
-    `preview_every` network calls. ValueError if the tokenizer's codes or grid are not the generator's.
+    `config`: how (default: token by token from the generator's own law). `statistics` is added to. `on_preview` sees
+    the number of a batch's first image and its unfinished images, every `preview_every` network calls. ValueError if
+    the tokenizer's codes or grid are not the generator's.
     """
     check_pair(generator, tokenizer)
     layout = generator.config.layout
@@ -97,12 +113,9 @@ def generate(
     for tokens in generate_tokens(
         generator,
         condition,
+        config,
         seed=seed,
         first=first,
-        batch_size=batch_size,
-        law=law,
-        guidance=guidance,
-        strategy=strategy,
         statistics=statistics,
         on_preview=preview if on_preview else None,
         preview_every=preview_every,
@@ -113,13 +126,10 @@ def generate(
 def generate_tokens(
     generator: Generator,
     condition: Any,
+    config: SamplerConfig | None = None,
     *,
     seed: int = 0,
     first: int = 0,
-    batch_size: int = 16,
-    law: Law | None = None,
-    guidance: Guidance | None = None,
-    strategy: Strategy | Tuner | None = None,
     statistics: Statistics | None = None,
     on_preview: OnPreview | None = None,
     preview_every: int = 16,
@@ -128,40 +138,41 @@ def generate_tokens(
 
     Where memory does not suffice, batches are halved, with a warning; the images stay the same.
     """
-    law, guidance, total = law or Law(), guidance or Guidance(), count(condition)
-    if batch_size < 1 or total < 1:
-        raise ValueError(f"batch_size and the number of conditions must be at least 1, got {batch_size} and {total}")
+    config, total = config or SamplerConfig(), count(condition)
+    if total < 1:
+        raise ValueError("there are no conditions to draw images of; give at least one")
     caches: dict[tuple[int, int], KVCache] = {}
     earlier: Any = None
 
     def draw(start: int, rows: int) -> Tensor:
         nonlocal earlier
-        way = strategy.strategy() if isinstance(strategy, Tuner) else strategy or Plain()
+        way = config.strategy.strategy() if isinstance(config.strategy, Tuner) else config.strategy
         if (rows, way.window) not in caches:
-            caches[rows, way.window] = new_cache(generator, rows, guidance, way.window)
+            caches[rows, way.window] = new_cache(generator, rows, config.guidance, way.window)
         clock = Clock(generator.device) if statistics else None
         ask = partial(
             sample_tokens,
             generator,
             generator.condition.select(condition, slice(start, start + rows)),
             image_keys(seed, range(first + start, first + start + rows), generator.device),
-            law=law,
-            guidance=guidance,
+            law=config.law,
+            guidance=config.guidance,
             strategy=way,
             cache=caches[rows, way.window],
             clock=clock,
             on_round=previewer(on_preview, first + start, generator.num_tokens, preview_every),
             earlier=earlier,
+            compile=config.compile,
         )
         drawn, peak = with_peak(ask, generator.device) if statistics else (ask(), None)
         if statistics and clock:
             statistics.add(drawn, clock, peak)
-        if isinstance(strategy, Tuner):
-            strategy.learn(drawn)
+        if isinstance(config.strategy, Tuner):
+            config.strategy.learn(drawn)
         earlier = drawn.memory
         return drawn.tokens
 
-    yield from in_parts(total, batch_size, draw, caches.clear)
+    yield from in_parts(total, config.batch_size, draw, caches.clear)
 
 
 def in_parts(total: int, size: int, draw: Callable[[int, int], Tensor], forget: Callable[[], None]) -> Iterator[Tensor]:

@@ -19,13 +19,13 @@ from imgtok.tokenizer import TokenizerConfig
 MISSING = "{0} is not installed, so there is nothing to compare with: pip install 'imgtok[bench]', or add --no-peer"
 
 
-def find_transformers() -> tuple[Any, Any, Any]:
-    """LlamaConfig, LlamaForCausalLM and StaticCache."""
+def find_transformers() -> tuple[Any, Any, Any, Any]:
+    """LlamaConfig, LlamaForCausalLM, LogitsProcessorList and StaticCache."""
     try:
-        from transformers import LlamaConfig, LlamaForCausalLM, StaticCache
+        from transformers import LlamaConfig, LlamaForCausalLM, LogitsProcessorList, StaticCache
     except ImportError as error:
         raise ImportError(MISSING.format("transformers")) from error
-    return LlamaConfig, LlamaForCausalLM, StaticCache
+    return LlamaConfig, LlamaForCausalLM, LogitsProcessorList, StaticCache
 
 
 def find_diffusers() -> Any:
@@ -47,26 +47,15 @@ class LlamaPeer:
         self, config: GeneratorConfig, rows: int, dtype: torch.dtype, device: torch.device, compiled: bool = False
     ) -> None:
         """`rows`: images and their unconditional twins. ImportError if transformers is missing."""
-        LlamaConfig, LlamaForCausalLM, StaticCache = find_transformers()
+        *_, StaticCache = find_transformers()
         slots = 1 if isinstance(config.condition, LabelConditionConfig) else config.condition.num_slots
         length = slots + config.layout.num_tokens
-        sizes = LlamaConfig(
-            vocab_size=config.codebook_size,
-            hidden_size=config.width,
-            intermediate_size=config.mlp_hidden or swiglu_hidden(config.width),
-            num_hidden_layers=config.depth,
-            num_attention_heads=config.num_heads,
-            num_key_value_heads=config.num_kv_heads or config.num_heads,
-            rms_norm_eps=config.norm_eps,
-            max_position_embeddings=length,
-            tie_word_embeddings=False,
-        )
-        with torch.device("meta"):
-            model = LlamaForCausalLM(sizes)
-        self.model = materialize(model, device, dtype)
+        self.model = llama(config, length, dtype, device)
         if compiled:
             self.model.model.compile()
-        self.cache = StaticCache(config=sizes, max_batch_size=rows, max_cache_len=length, device=device, dtype=dtype)
+        self.cache = StaticCache(
+            config=self.model.config, max_batch_size=rows, max_cache_len=length, device=device, dtype=dtype
+        )
         named = inspect.signature(type(self.model.model).forward).parameters
         self.cache_name = "cache" if "cache" in named else "past_key_values"  # its name until version 5.24
         self.prompt = torch.zeros(rows, slots, config.width, dtype=dtype, device=device)
@@ -92,6 +81,87 @@ class LlamaPeer:
         given = {self.cache_name: self.cache, "cache_position": places, "use_cache": True}
         out = self.model.model(**inputs, **given)
         return self.model.lm_head(out.last_hidden_state[:, -1])
+
+
+class AssistedPeer:
+    """transformers' assisted generation: a Llama of the size of `config` checks what one of `draft_config` drafts.
+
+    Its prompt is one token. It draws one image at a time, without guidance: it knows neither batches nor twins.
+    As delivered, it drafts no further than a token less likely than 0.4, which is nearly every token of an image; so
+    here it always makes the same number of drafts.
+    """
+
+    def __init__(
+        self,
+        config: GeneratorConfig,
+        draft_config: GeneratorConfig,
+        dtype: torch.dtype,
+        device: torch.device,
+        drafts: int = 5,
+    ) -> None:
+        """`drafts`: tokens that a call of the larger model judges.
+
+        ValueError if the two draw from different codebooks; ImportError if transformers is missing.
+        """
+        if draft_config.codebook_size != config.codebook_size:
+            raise ValueError(
+                f"the draft model's codebook_size {draft_config.codebook_size} does not match the model's "
+                f"{config.codebook_size}; choose a draft model of the same tokenizer"
+            )
+        length = 1 + config.layout.num_tokens
+        self.model = llama(config, length, dtype, device)
+        self.draft = llama(draft_config, length, dtype, device)
+        settings = self.draft.generation_config
+        settings.assistant_confidence_threshold, settings.num_assistant_tokens = 0.0, drafts
+        settings.num_assistant_tokens_schedule = "constant"
+        self.prompt = torch.zeros(1, 1, dtype=torch.int64, device=device)
+        self.draws = 0
+        self.calls = 0
+        self.model.register_forward_hook(self.count)
+
+    def draw(self, num_tokens: int, law: Callable[[Tensor], Tensor]) -> Tensor:
+        """Tokens 1 n, another image each time; `calls` says how often the larger model was asked."""
+        *_, LogitsProcessorList, _ = find_transformers()
+        self.calls, device = 0, self.prompt.device
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):  # generate knows only the global one
+            torch.manual_seed(self.draws)
+            self.draws += 1
+            drawn = self.model.generate(
+                self.prompt,
+                attention_mask=torch.ones_like(self.prompt),
+                assistant_model=self.draft,
+                logits_processor=LogitsProcessorList([lambda _, logits: law(logits)]),
+                do_sample=True,
+                temperature=1.0,
+                top_k=0,
+                min_new_tokens=num_tokens,
+                max_new_tokens=num_tokens,
+            )
+        return drawn[:, 1:]
+
+    def count(self, *_: Any) -> None:
+        self.calls += 1
+
+
+def llama(config: GeneratorConfig, length: int, dtype: torch.dtype, device: torch.device) -> Any:
+    """transformers' LlamaForCausalLM of the sizes of `config` for `length` places; no token ends its text."""
+    LlamaConfig, LlamaForCausalLM, *_ = find_transformers()
+    sizes = LlamaConfig(
+        vocab_size=config.codebook_size,
+        hidden_size=config.width,
+        intermediate_size=config.mlp_hidden or swiglu_hidden(config.width),
+        num_hidden_layers=config.depth,
+        num_attention_heads=config.num_heads,
+        num_key_value_heads=config.num_kv_heads or config.num_heads,
+        rms_norm_eps=config.norm_eps,
+        max_position_embeddings=length,
+        tie_word_embeddings=False,
+        bos_token_id=None,
+        eos_token_id=None,
+    )
+    with torch.device("meta"):
+        model = LlamaForCausalLM(sizes)
+    return materialize(model, device, dtype)
 
 
 class VQModelPeer:

@@ -70,12 +70,15 @@ class Scorer:
             self.cache.keep(self.rows)
 
     def columns(self, places: int) -> int:
-        """Cache columns to look at when tokens stand at places below `places`."""
+        """Cache columns to look at when tokens stand at places below `places`.
+
+        Never all of them, for which compiled code would be made apart.
+        """
         needed = self.generator.num_slots + places
-        return min(-(-needed // BUCKET) * BUCKET, self.cache.length)
+        return min(-(-needed // BUCKET) * BUCKET, self.cache.length - 1)
 
 
 def new_cache(generator: Generator, rows: int, guidance: Guidance, spare: int = 0) -> KVCache:
     """Memory for a scorer of `rows` images."""
     guided = last_guided(guidance.scales(generator.num_tokens)) > 0
-    return generator.new_cache(2 * rows if guided else rows, spare + 1)
+    return generator.new_cache(2 * rows if guided else rows, spare + 2)

@@ -8,6 +8,7 @@ import logging
 import os
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import torch
 from imgtok.atomic import write_text
 from imgtok.config import to_dict
 from imgtok.generators.generator import Generator
+from imgtok.sample.compiled import compiling
 from imgtok.sample.engine import Drawn
 from imgtok.sample.guidance import Guidance, last_guided
 from imgtok.sample.jacobi import Jacobi
@@ -36,9 +38,11 @@ class Tuner:
     All its choices are pathwise: they change the time, never the images.
     """
 
-    def __init__(self, generator: Generator, guidance: Guidance, rows: int, cache: Path | None = None) -> None:
+    def __init__(
+        self, generator: Generator, guidance: Guidance, rows: int, cache: Path | None = None, compile: bool = False
+    ) -> None:
         """`cache`: the folder where measured times are kept; None: the user's cache folder."""
-        self.times = call_times(generator, guidance, rows, cache or cache_folder())
+        self.times = call_times(generator, guidance, rows, cache or cache_folder(), compile)
         self.committed = [0] * (max(WINDOWS) + 2)
         self.window = -1
 
@@ -71,38 +75,41 @@ class Tuner:
         return tokens
 
 
-def call_times(generator: Generator, guidance: Guidance, rows: int, folder: Path) -> dict[int, float]:
+def call_times(
+    generator: Generator, guidance: Guidance, rows: int, folder: Path, compile: bool = False
+) -> dict[int, float]:
     """Seconds of a network call for each window, measured once for this model, batch, precision and device."""
-    path = folder / f"call-times-{key_of(generator, guidance, rows)}.json"
+    path = folder / f"call-times-{key_of(generator, guidance, rows, compile)}.json"
     if path.is_file():
         try:
             return {int(window): float(seconds) for window, seconds in json.loads(path.read_text()).items()}
         except (ValueError, AttributeError):
             logger.warning("%s is damaged; measuring again", path)
-    times = {window: call_seconds(generator, guidance, rows, window) for window in WINDOWS}
+    times = {window: call_seconds(generator, guidance, rows, window, compile) for window in WINDOWS}
     folder.mkdir(parents=True, exist_ok=True)
     write_text(path, json.dumps(times) + "\n")
     return times
 
 
 @torch.no_grad()
-def call_seconds(generator: Generator, guidance: Guidance, rows: int, window: int) -> float:
+def call_seconds(generator: Generator, guidance: Guidance, rows: int, window: int, compile: bool = False) -> float:
     """Of one call that scores `window` drafts behind the last token, half way through an image: the best of a few."""
     doubled = rows * (2 if last_guided(guidance.scales(generator.num_tokens)) else 1)
-    cache = generator.new_cache(doubled, window + 1)
+    cache = generator.new_cache(doubled, window + 2)
     tokens = torch.zeros(doubled, window + 1, dtype=torch.int64, device=generator.device)
     start = torch.full((doubled,), generator.num_tokens // 2, device=generator.device)
-    seconds: list[float] = []
-    for _ in range(TRIALS):
-        synchronize(generator.device)
-        begin = time.perf_counter()
-        generator.score(tokens, start, cache, cache.length)
-        synchronize(generator.device)
-        seconds.append(time.perf_counter() - begin)
+    score, seconds = type(generator).score, list[float]()
+    with compiling(score, generator, "length") if compile else nullcontext(score) as call:
+        for _ in range(TRIALS):
+            synchronize(generator.device)
+            begin = time.perf_counter()
+            call(generator, tokens, start, cache, cache.length - 1)
+            synchronize(generator.device)
+            seconds.append(time.perf_counter() - begin)
     return min(seconds[1:])
 
 
-def key_of(generator: Generator, guidance: Guidance, rows: int) -> str:
+def key_of(generator: Generator, guidance: Guidance, rows: int, compile: bool) -> str:
     doubled = last_guided(guidance.scales(generator.num_tokens)) > 0
     device = torch.cuda.get_device_name(generator.device) if generator.device.type == "cuda" else cpu_model()
     facts: Sequence[Any] = (
@@ -114,6 +121,7 @@ def key_of(generator: Generator, guidance: Guidance, rows: int) -> str:
         torch.__version__,
         rows,
         doubled,
+        compile,
     )
     return hashlib.blake2b(json.dumps(facts, sort_keys=True).encode(), digest_size=8).hexdigest()
 

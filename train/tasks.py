@@ -16,7 +16,7 @@ from imgtok.metrics.image import psnr
 from imgtok.metrics.perceptual import perceptual_distance
 from imgtok.metrics.tokens import code_usage, perplexity
 from imgtok.sample.guidance import Guidance
-from imgtok.sample.images import generate
+from imgtok.sample.images import SamplerConfig, generate
 from imgtok.sample.law import Law
 from imgtok.tokencache import TokenCache, readable
 from imgtok.tokenizer import Tokenizer
@@ -237,8 +237,8 @@ class GeneratorTask(nn.Module):
         device = model.device
         rows = spread(self.validation.images, 24) * self.validation.versions
         labels = self.validation.rows(rows)[1].to(device)
-        guidance, law = Guidance(scale=3.0), Law(temperature=0.9, top_k=100)
-        images = torch.cat(list(generate(model, tokenizer, labels, law=law, guidance=guidance, batch_size=24)))
+        config = SamplerConfig(law=Law(temperature=0.9, top_k=100), guidance=Guidance(scale=3.0), batch_size=24)
+        images = torch.cat(list(generate(model, tokenizer, labels, config)))
         return grid(to_uint8(images).cpu(), columns=8)
 
 

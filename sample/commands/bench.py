@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import tyro
 
@@ -33,6 +34,7 @@ def sample(
     repeats: int = SAMPLING.repeats,
     threads: int | None = None,
     device: Device = "auto",
+    compile: Literal["auto", "on", "off"] = SAMPLING.compile,
     peer: bool = True,
     compile_peer: Flag = False,
     json: Path | None = None,
@@ -56,6 +58,7 @@ def sample(
         repeats: Rounds, after one to warm up; the table tells their medians.
         threads: CPU threads.
         device: Where to compute; auto is CUDA if there is one.
+        compile: Run our rounds as compiled code, which takes up to a minute a strategy; auto: if there is a compiler.
         peer: Measure transformers too.
         compile_peer: Measure transformers under torch.compile as well, which takes minutes.
         json: File for the numbers.
@@ -73,6 +76,7 @@ def sample(
         top_k=top_k,
         repeats=repeats,
         threads=threads,
+        compile=compile,
         peer=peer,
         compile_peer=compile_peer,
     )
@@ -158,7 +162,7 @@ def sampling_lines(report: Report) -> list[str]:
     about = (
         f"{settings['model']}: {settings['tokens']}{part} tokens an image, batch {settings['batch']}, "
         f"guidance {settings['guidance']:g}, temperature {settings['temperature']:g}, top-k {settings['top_k']}, "
-        f"{settings['dtype']}"
+        f"{settings['dtype']}{', compiled' if settings['compile'] else ''}"
     )
     speeds = ("tokens/s", "images/s", "first image", "calls/image", "x plain", "x transformers")
     columns = ("", "guarantee", *speeds, "same images", "token TV", "peak memory")

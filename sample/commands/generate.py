@@ -38,7 +38,7 @@ from imgtok.sample.commands.common import (
     set_threads,
 )
 from imgtok.sample.guidance import Guidance
-from imgtok.sample.images import Statistics, check_pair
+from imgtok.sample.images import SamplerConfig, Statistics, check_pair
 from imgtok.sample.images import generate as draw
 from imgtok.sample.law import Law
 from imgtok.sample.strategies import ENTRIES, Parts, build_strategy
@@ -91,6 +91,7 @@ def generate(
     grid: bool = True,
     overwrite: Flag = False,
     batch_size: int = 16,
+    compile: Flag = False,
     dtype: Literal["float32", "bfloat16", "float16"] = "float32",
     device: Device = "auto",
     threads: int | None = None,
@@ -129,6 +130,7 @@ def generate(
         grid: Write grid.png with the first 64 images.
         overwrite: Replace the images of an earlier run in --out.
         batch_size: Images drawn at a time.
+        compile: Compile the rounds first: a minute or more, then faster, so it pays for some hundred images.
         dtype: Of the generator's parameters and arithmetic; the tokenizer decodes in float32.
         device: auto: CUDA if there is one, else the CPU.
         threads: CPU threads; None: torch's choice.
@@ -142,30 +144,23 @@ def generate(
     where, wanted = find_device(device), wanted_images(load_config(model).condition, label, features, num)
     partner = tokenizer or tokenizer_of(model)
     loaded, decoder = load_pair(model, weights, partner, tokenizer_weights, where, DTYPES[dtype])
-    generator = packed(loaded)
+    generator = loaded if compile else packed(loaded)
     if strategy == "auto":
         rows = min(batch_size, len(wanted.rows))
-        way: Strategy | Tuner = Tuner(generator, strength, rows)
+        way: Strategy | Tuner = Tuner(generator, strength, rows, compile=compile)
     else:
         draft = load_draft(draft_model, draft_weights, where, DTYPES[dtype])
+        if draft is not None and not compile:
+            draft = packed(draft)
         codes = decoder.quantizer.codes(torch.arange(decoder.quantizer.codebook_size, device=where))
         parts = Parts(generator=loaded, draft=draft, codes=codes, depth=exit_depth, epsilon=epsilon)
         way = build_strategy(strategy, parts, window)
     settings = {"model": model, "tokenizer": partner, "seed": seed, "dtype": dtype, "device": str(where)}
-    settings |= {"strategy": strategy, "window": window, "draft_model": draft_model}
+    settings |= {"strategy": strategy, "window": window, "draft_model": draft_model, "compile": compile}
     start_folder(out, settings | {"guidance": to_dict(strength), "law": to_dict(law)}, wanted.rows)
     started, condition, statistics = time.monotonic(), on_device(wanted.condition, where), Statistics()
-    images = draw(
-        generator,
-        decoder,
-        condition,
-        seed=seed,
-        batch_size=batch_size,
-        law=law,
-        guidance=strength,
-        strategy=way,
-        statistics=statistics,
-    )
+    config = SamplerConfig(law=law, guidance=strength, strategy=way, batch_size=batch_size, compile=compile)
+    images = draw(generator, decoder, condition, config, seed=seed, statistics=statistics)
     first = save_all(images, out, len(wanted.rows))
     seconds = time.monotonic() - started
     if grid:
@@ -199,7 +194,7 @@ def load_draft(model: str | None, weights: Path | None, device: torch.device, dt
     if model is None:
         return None
     check_weights("draft-weights", weights, model, PRESETS)
-    return packed(load(model, weights=weights, device=device, dtype=dtype))
+    return load(model, weights=weights, device=device, dtype=dtype)
 
 
 def speed(images: int, tokens: int, seconds: float) -> str:

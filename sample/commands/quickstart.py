@@ -21,7 +21,7 @@ from imgtok.atomic import write_text
 from imgtok.data import ImageSource, grid, load, save_png, to_float, to_uint8
 from imgtok.generators.generator import Generator
 from imgtok.sample.guidance import Guidance
-from imgtok.sample.images import generate
+from imgtok.sample.images import SamplerConfig, generate
 from imgtok.sample.law import Law
 from imgtok.sample.report import write_report
 from imgtok.tokenizer import Tokenizer
@@ -165,9 +165,8 @@ def draw(
     conditions = torch.cat([conditions_of(source, category, each) for category in range(len(categories))])
     device = generator.device
     started = time.monotonic()
-    batches = generate(
-        generator, tokenizer, conditions.to(device), seed=seed, batch_size=4 * each, law=LAW, guidance=GUIDANCE
-    )
+    config = SamplerConfig(law=LAW, guidance=GUIDANCE, batch_size=4 * each)
+    batches = generate(generator, tokenizer, conditions.to(device), config, seed=seed)
     images = to_uint8(torch.cat(list(batches))).cpu()
     seconds = time.monotonic() - started
     strips = []

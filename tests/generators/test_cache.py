@@ -1,4 +1,4 @@
-"""The key-value cache: one piece of memory, written at given places."""
+"""The key-value cache: fixed memory, written at given places."""
 
 import torch
 
@@ -7,6 +7,11 @@ from imgtok.generators.cache import KVCache
 
 def new_cache(dtype: torch.dtype = torch.float32) -> KVCache:
     return KVCache(layers=2, rows=4, heads=2, length=5, head_dim=3, width=6, dtype=dtype, device="cpu")
+
+
+def stacked(cache: KVCache) -> torch.Tensor:
+    """A copy of all it holds: keys, then values, of each layer."""
+    return torch.stack([*cache.keys, *cache.values])
 
 
 def noise(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -22,16 +27,16 @@ def test_each_row_is_written_at_its_own_places():
             assert torch.equal(keys[row, :, positions[row, i]], k[row, :, i])
             assert torch.equal(values[row, :, positions[row, i]], v[row, :, i])
     assert int((keys != 0).any(-1).any(1).sum()) == 8  # two places of each row, no more
-    assert not cache.memory[0].any()  # the other layer
+    assert not cache.keys[0].any() and not cache.values[0].any()  # the other layer
 
 
 def test_what_is_read_is_the_memory_itself():
     cache = new_cache()
-    start, end = cache.memory.data_ptr(), cache.memory.data_ptr() + cache.memory.nbytes
-    for layer in cache.layers(torch.zeros(4, 1, dtype=torch.int64), length=3):
-        for tensor in layer.append(noise(4, 2, 1, 3), noise(4, 2, 1, 3)):
+    layers = cache.layers(torch.zeros(4, 1, dtype=torch.int64), length=3)
+    for layer, *memory in zip(layers, cache.keys, cache.values, strict=True):
+        for tensor, own in zip(layer.append(noise(4, 2, 1, 3), noise(4, 2, 1, 3)), memory, strict=True):
             assert tensor.shape == (4, 2, 3, 3)
-            assert start <= tensor.data_ptr() < end
+            assert tensor.data_ptr() == own.data_ptr()
 
 
 def test_dropped_rows_are_left_alone_until_reset():
@@ -42,7 +47,7 @@ def test_dropped_rows_are_left_alone_until_reset():
         noise(2, 2, 1, 3), noise(2, 2, 1, 3)
     )
     assert keys.shape[0] == 2
-    assert not cache.memory[:, :, 2:].any()
+    assert not stacked(cache)[:, 2:].any()
     cache.reset()
     assert cache.rows == 4
     assert cache.visible.all()
@@ -58,11 +63,12 @@ def test_another_precision_is_stored_in_the_caches_own():
 
 def test_columns_are_moved_in_all_layers_at_once_even_where_they_overlap():
     cache = new_cache()
-    cache.memory.copy_(noise(*cache.memory.shape))
-    before = cache.memory.clone()
+    for memory in (*cache.keys, *cache.values):
+        memory.copy_(noise(*memory.shape))
+    before = stacked(cache)
     cache.keep(2)
     cache.move(torch.tensor([[1, 2], [4, 0]]), torch.tensor([[0, 1], [0, 4]]))
     expected = before.clone()
-    expected[:, :, 0, :, 0], expected[:, :, 0, :, 1] = before[:, :, 0, :, 1], before[:, :, 0, :, 2]
-    expected[:, :, 1, :, 0], expected[:, :, 1, :, 4] = before[:, :, 1, :, 4], before[:, :, 1, :, 0]
-    assert torch.equal(cache.memory, expected)
+    expected[:, 0, :, 0], expected[:, 0, :, 1] = before[:, 0, :, 1], before[:, 0, :, 2]
+    expected[:, 1, :, 0], expected[:, 1, :, 4] = before[:, 1, :, 4], before[:, 1, :, 0]
+    assert torch.equal(stacked(cache), expected)

@@ -207,10 +207,10 @@ def test_text_padding_is_invisible(form):
 @torch.no_grad()
 def test_a_generator_in_half_precision_keeps_its_cache_in_it_but_on_a_cpu():
     generator = random_generator(CONFIG).bfloat16()
-    assert generator.to("meta").new_cache(3, 1).memory.dtype == torch.bfloat16
+    assert generator.to("meta").new_cache(3, 1).keys[0].dtype == torch.bfloat16
     generator = random_generator(CONFIG).bfloat16()
     cache = generator.new_cache(3, 1)
-    assert cache.memory.dtype == torch.float32
+    assert cache.keys[0].dtype == torch.float32
     generator.prefill(condition_of(CONFIG), cache)
     assert generator.score(TOKENS[:, :1], torch.full((3,), -1), cache, cache.length).dtype == torch.bfloat16
 
@@ -218,4 +218,6 @@ def test_a_generator_in_half_precision_keeps_its_cache_in_it_but_on_a_cpu():
 def test_a_cache_has_room_for_all_tokens_and_what_was_asked_for():
     cache = CONFIG.build().new_cache(6, extra=3)
     assert cache.length == 1 + 8 + 3
-    assert cache.memory.shape == (2, 2, 6, 2, 12, 4)  # layers, keys and values, rows, heads, columns, width
+    assert [memory.shape for memory in (*cache.keys, *cache.values)] == [
+        (6, 2, 12, 4)
+    ] * 4  # rows, heads, columns, width

@@ -95,17 +95,20 @@ def test_entries_move_to_places_that_others_leave():
     """A path may cross itself: sources are read before anything is written."""
     generator = random_generator(CONFIG)
     cache = generator.new_cache(3, extra=2)
-    cache.memory.copy_(torch.randn(cache.memory.shape, generator=torch.Generator().manual_seed(0)))
-    before = cache.memory.clone()
+    dice = torch.Generator().manual_seed(0)
+    for memory in (*cache.keys, *cache.values):
+        memory.normal_(generator=dice)
+    before = torch.stack([*cache.keys, *cache.values])
     path = torch.tensor([[2, 3, 1], [1, 2, 3], [3, 1, 1]])
     start = torch.tensor([0, 3, -1])
     generator.commit(path, start, cache)
+    after = torch.stack([*cache.keys, *cache.values])
     for row in range(3):
         root = 1 + int(start[row])
         for i in range(3):
-            assert torch.equal(cache.memory[:, :, row, :, root + 1 + i], before[:, :, row, :, root + int(path[row, i])])
+            assert torch.equal(after[:, row, :, root + 1 + i], before[:, row, :, root + int(path[row, i])])
         others = [column for column in range(cache.length) if not root < column <= root + 3]
-        assert torch.equal(cache.memory[:, :, row][..., others, :], before[:, :, row][..., others, :])
+        assert torch.equal(after[:, row][..., others, :], before[:, row][..., others, :])
 
 
 @torch.no_grad()

@@ -1,12 +1,9 @@
-"""Tiny random generators, and the exact problems stored beside the conformance cases."""
+"""Tiny random generators."""
 
 from __future__ import annotations
 
-import json
 import math
-import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,8 +14,6 @@ from imgtok.generators.generator import Generator, GeneratorConfig
 from imgtok.tokens import GridLayout
 
 from .tree_trials import trial_of
-
-CASES = Path(os.environ.get("IMGTOK_CONFORMANCE") or Path(__file__).parents[3] / "shared" / "conformance")
 
 
 @pytest.fixture(scope="session")
@@ -71,16 +66,3 @@ def labels(make_generator):
 @pytest.fixture(scope="module")
 def shallow(make_generator):
     return trial_of(make_generator, depth=1)
-
-
-@pytest.fixture(scope="session")
-def oracle() -> Callable[[str], list[dict[str, Any]]]:
-    """Small problems with exact answers, by name."""
-
-    def read(name: str) -> list[dict[str, Any]]:
-        path = CASES / "sampling" / f"{name}.json"
-        if not path.is_file():
-            pytest.skip(f"no oracle at {path}; IMGTOK_CONFORMANCE names the folder of conformance cases")
-        return json.loads(path.read_text(encoding="utf-8"))["cases"]
-
-    return read

@@ -16,6 +16,7 @@ from imgtok.generators.presets import PRESETS as GENERATORS
 from imgtok.preset import Preset
 from imgtok.presets import PRESETS as TOKENIZERS
 from imgtok.quantizers.vector import VectorConfig
+from imgtok.sample import bench as bench_module
 from imgtok.sample import measure
 from imgtok.sample.bench import SamplingBench, bench_sampling, usable
 from imgtok.sample.bench_tokenizer import TokenizerBench, bench_tokenizer
@@ -50,7 +51,8 @@ GENERATOR = GeneratorConfig(
 
 @pytest.fixture(autouse=True)
 def tiny(monkeypatch) -> None:
-    """Presets tiny (2 x 2 tokens of 8 x 8 pixels), tiny-text, tiny-patches (no VQModel is like it)."""
+    """Presets tiny (2 x 2 tokens of 8 x 8 pixels), tiny-text, tiny-patches (no VQModel is like it); no compiler."""
+    monkeypatch.setattr(bench_module, "can_compile", lambda device: False)
     row = {"convert": dict, "paper": "none", "code": "none"}
     text = replace(GENERATOR, condition=TextConditionConfig(num_slots=3, feature_dim=6))
     patches = replace(TOKENIZER.backbone, encoder_patch=2, decoder_patch=2)
@@ -89,6 +91,14 @@ def test_part_of_an_image_is_scaled_to_a_whole():
     assert row["calls_per_image"] == 4
     assert row["images_per_second"] == pytest.approx(row["tokens_per_second"] / 4)
     assert (row["seconds_to_first_image"], row["ratio_to_transformers"]) == (None, None)
+
+
+@pytest.mark.slow
+def test_compiled_rounds_are_measured():
+    bench = SamplingBench(model="tiny", strategies=("plain",), tokens=2, repeats=1, compile="on", peer=False)
+    report = bench_sampling(bench, CPU)
+    assert report.settings["compile"] is True
+    assert report.rows[0]["tokens_per_second"] > 0
 
 
 def test_every_strategy_is_measured_and_keeps_its_word():

@@ -22,6 +22,7 @@ from imgtok.sample.scorer import Scorer, new_cache
 from imgtok.sample.strategy import Progress
 from imgtok.tokens import GridLayout
 
+from .no_sync import NoSync
 from .toys import Recorder
 
 GUIDANCES = {
@@ -215,40 +216,6 @@ def test_sequences_are_drawn_as_often_as_the_model_says(make_generator, layout, 
 # -- what must not happen in the loop ---------------------------------------------------------------------------------
 
 
-class Watch(TorchDispatchMode):
-    """Refuses whatever waits for the device, and any new memory as large as a cache's."""
-
-    WAITS = ("_local_scalar_dense", "nonzero", "is_nonzero", "masked_select", "_unique", "unique", "equal")
-
-    def __init__(self, memory: Tensor | None = None, rounds: int | None = None) -> None:
-        """`rounds`: after so many calls of `round`, nothing is refused any more."""
-        super().__init__()
-        self.memory, self.rounds = memory, rounds
-        self.calls = 0
-
-    def round(self, progress: Progress) -> None:
-        assert self.rounds is not None
-        self.rounds -= 1
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.calls += 1
-        if self.rounds == 0:
-            return func(*args, **(kwargs or {}))
-        name = func.overloadpacket.__name__
-        if name.rstrip("2") in self.WAITS or (name in ("index", "index_put_") and has_mask(args[1])):
-            raise AssertionError(f"{func} waits for the device")
-        out = func(*args, **(kwargs or {}))
-        if self.memory is not None and isinstance(out, Tensor):
-            storage, own = out.untyped_storage(), self.memory.untyped_storage()
-            new = storage.data_ptr() != own.data_ptr()
-            assert not (new and storage.nbytes() >= own.nbytes()), f"{func} allocates as much as the cache"
-        return out
-
-
-def has_mask(indices: Any) -> bool:
-    return any(isinstance(index, Tensor) and index.dtype in (torch.bool, torch.uint8) for index in indices)
-
-
 @pytest.mark.parametrize(
     "wait",
     [
@@ -263,14 +230,38 @@ def has_mask(indices: Any) -> bool:
     ],
 )
 def test_the_watch_catches(wait):
-    with pytest.raises(AssertionError, match="waits for the device"), Watch():
+    with pytest.raises(AssertionError, match="waits for the device"), NoSync():
         wait(torch.arange(3.0))
+
+
+@pytest.mark.parametrize(
+    "allocate",
+    [
+        lambda x: x.new_zeros(8),
+        lambda x: x.clone(),
+        lambda x: x + 1,
+        lambda x: torch.cat([x[:2], x[2:]]),
+        lambda x: x.sort(),
+    ],
+)
+def test_the_watch_catches_new_memory(allocate):
+    kept = torch.arange(8.0)
+    with pytest.raises(AssertionError, match="allocates as much as the cache"), NoSync(cache=[kept]):
+        allocate(kept)
+
+
+def test_the_watch_lets_the_cache_be_written_and_seen():
+    keys, values = torch.zeros(2, 4), torch.zeros(2, 4)
+    with NoSync(cache=[keys, values]) as watch:
+        keys[:, :2].copy_(values[:, 2:])
+        keys.view(-1)[:4].clone()
+    assert watch.calls > 3
 
 
 @pytest.mark.parametrize("guidance", ["none", "first-steps", "cosine"])
 def test_the_loop_never_waits_for_the_device(pair, guidance):
     generator, condition = pair
-    with Watch(rounds=12) as watch:
+    with NoSync(rounds=12) as watch:
         sample_tokens(
             generator,
             condition,
@@ -317,12 +308,13 @@ def test_the_loop_copies_nothing_to_the_device(make_generator, guidance):
 @pytest.mark.parametrize("guidance", ["none", "first-steps"])
 def test_the_loop_allocates_no_cache(pair, guidance, monkeypatch):
     generator, condition = pair
-    cache, places = new_cache(generator, 7, Guidance(scale=2.0)), []
+    cache, places = new_cache(generator, 7, GUIDANCES[guidance], spare=200), set()  # larger than any activation
+    tensors = [*cache.keys, *cache.values]
     monkeypatch.setattr(generator, "new_cache", lambda *args, **kwargs: pytest.fail("a second cache"))
-    with Watch(memory=cache.memory, rounds=12) as watch:
+    with NoSync(cache=tensors, rounds=12) as watch:
 
         def look(progress: Progress) -> None:
-            places.append(cache.memory.data_ptr())
+            places.add(tuple(tensor.data_ptr() for tensor in (*cache.keys, *cache.values)))
             watch.round(progress)
 
         sample_tokens(
@@ -333,7 +325,8 @@ def test_the_loop_allocates_no_cache(pair, guidance, monkeypatch):
             cache=cache,
             on_round=look,
         )
-    assert len(set(places)) == 1
+    assert watch.rounds == 0
+    assert len(places) == 1
 
 
 def test_one_cache_is_made_where_none_is_given(pair, monkeypatch):

@@ -6,9 +6,13 @@ import math
 
 import pytest
 import torch
+from torch import Tensor
 
+from imgtok.sample.coupling import overlap
 from imgtok.sample.guidance import Guidance, guide, last_guided
 from imgtok.sample.law import Law
+
+from . import oracles
 
 
 def test_guidance_goes_from_the_null_past_the_condition():
@@ -79,15 +83,33 @@ def test_values_without_a_meaning_are_refused(values, message):
         Guidance(**values)
 
 
-def test_guided_laws_are_the_known_ones(oracle):
-    for case in oracle("guidance"):
-        inputs = case["inputs"]
-        if "target_cond_logits" not in inputs:
-            continue
-        both = torch.tensor([inputs["target_cond_logits"], inputs["target_uncond_logits"]])
-        law = Law(temperature=inputs["temperature"], top_k=inputs["top_k"])
-        probs = law(guide(both, inputs["scale"]))[0].exp()
-        expected = torch.tensor(case["expected"]["target"])
-        torch.testing.assert_close(
-            probs, expected, atol=1e-6, rtol=1e-4, msg=lambda text, case=case: f"{case['name']}: {text}"
-        )
+def guided(conditional: list[float], null: list[float], scale: float) -> Tensor:
+    """In float64, for the tolerance of the oracles; `guide` itself is checked against it in float32."""
+    both = torch.stack([oracles.law(conditional), oracles.law(null)])
+    logits = both[1] + scale * (both[0] - both[1])
+    torch.testing.assert_close(guide(both, scale)[0].double(), logits, atol=1e-5, rtol=1e-5)
+    return logits
+
+
+@pytest.mark.parametrize("case", oracles.cases("guidance"))
+def test_guided_laws_are_the_known_ones(case):
+    inputs, expected = case["inputs"], case["expected"]
+    if "steps" in inputs:  # a schedule
+        scales = Guidance(scale=1 + inputs["cfg"], schedule="linear").scales(inputs["steps"])
+        oracles.close(case, scales, expected["scale_of_cond_minus_uncond_per_step"], "scales")
+        for name in (name for name in expected if name.startswith("probs_step_")):
+            logits = guided(inputs["cond_logits"], inputs["uncond_logits"], scales[int(name.rpartition("_")[2])])
+            oracles.close(case, Law()(logits).exp(), expected[name], name)
+        return
+    law, scale = Law(temperature=inputs["temperature"], top_k=inputs["top_k"] or 0), inputs["scale"]
+    draft = guided(inputs["draft_cond_logits"], inputs["draft_uncond_logits"], scale)
+    laws = {
+        "target": law(guided(inputs["target_cond_logits"], inputs["target_uncond_logits"], scale)),
+        "draft_guided_and_truncated": law(draft),
+        "draft_guided_untruncated": Law(temperature=inputs["temperature"])(draft),
+        "draft_unguided_truncated": law(oracles.law(inputs["draft_cond_logits"])),
+    }
+    for name, log_probs in laws.items():
+        oracles.close(case, log_probs.exp(), expected[name], name)
+    for name in list(laws)[1:]:
+        oracles.close(case, overlap(laws["target"].exp(), laws[name].exp()), expected[f"acceptance_{name}"], name)

@@ -12,7 +12,7 @@ from imgtok.generators.condition import TextFeatures
 from imgtok.quantizers.vector import VectorConfig
 from imgtok.sample import images as images_module
 from imgtok.sample.guidance import Guidance
-from imgtok.sample.images import Statistics, count, generate, generate_tokens
+from imgtok.sample.images import SamplerConfig, Statistics, count, generate, generate_tokens
 from imgtok.sample.jacobi import Jacobi
 from imgtok.sample.law import Law
 from imgtok.sample.recalling import RecallingJacobi
@@ -33,17 +33,18 @@ def tokenizer_of(codebook_size: int) -> Tokenizer:
     return TokenizerConfig(image_size=8, backbone=CNN, quantizer=quantizer).build().eval()
 
 
-def tokens_of(pair, **options) -> torch.Tensor:
-    return torch.cat(list(generate_tokens(*pair, **options)))
+def tokens_of(pair, *, seed: int = 0, first: int = 0, statistics: Statistics | None = None, **config) -> torch.Tensor:
+    options = {"seed": seed, "first": first, "statistics": statistics}
+    return torch.cat(list(generate_tokens(*pair, SamplerConfig(**config), **options)))
 
 
-@pytest.mark.parametrize("guidance", [None, Guidance(scale=3.0, steps=5)])
+@pytest.mark.parametrize("guidance", [Guidance(), Guidance(scale=3.0, steps=5)])
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 5, 100])
 def test_an_image_is_the_same_in_any_batch(pair, batch_size, guidance):
-    options = {"seed": 3, "law": Law(top_p=0.95), "guidance": guidance}
-    batches = list(generate_tokens(*pair, batch_size=batch_size, **options))
+    options = {"law": Law(top_p=0.95), "guidance": guidance}
+    batches = list(generate_tokens(*pair, SamplerConfig(batch_size=batch_size, **options), seed=3))
     assert [len(batch) for batch in batches] == [min(batch_size, 7 - start) for start in range(0, 7, batch_size)]
-    assert torch.equal(torch.cat(batches), tokens_of(pair, batch_size=7, **options))
+    assert torch.equal(torch.cat(batches), tokens_of(pair, seed=3, batch_size=7, **options))
 
 
 def test_a_run_may_be_cut_into_parts(pair):
@@ -65,14 +66,14 @@ def test_seeds_differ(pair):
 def test_images_are_the_decoded_tokens(pair):
     generator, condition = pair
     tokenizer = tokenizer_of(13)
-    images = torch.cat(list(generate(generator, tokenizer, condition, seed=3, batch_size=3)))
+    images = torch.cat(list(generate(generator, tokenizer, condition, SamplerConfig(batch_size=3), seed=3)))
     assert images.shape == (7, 3, 6, 8)  # the generator's grid, not the tokenizer's square
     assert torch.equal(
         images,
         torch.cat(
             [
                 tokenizer.decode(batch, generator.config.layout)
-                for batch in generate_tokens(generator, condition, seed=3, batch_size=3)
+                for batch in generate_tokens(generator, condition, SamplerConfig(batch_size=3), seed=3)
             ]
         ),
     )
@@ -80,7 +81,7 @@ def test_images_are_the_decoded_tokens(pair):
 
 
 def test_a_batch_is_ready_before_the_next_is_drawn(pair):
-    steps = generate_tokens(*pair, batch_size=3)
+    steps = generate_tokens(*pair, SamplerConfig(batch_size=3))
     assert next(steps).shape == (3, 12)
     steps.close()
 
@@ -91,14 +92,14 @@ def test_a_pair_that_does_not_belong_together_is_refused(pair):
 
 
 @pytest.mark.parametrize("batch_size", [0, -1])
-def test_an_empty_batch_is_refused(pair, batch_size):
-    with pytest.raises(ValueError, match="must be at least 1"):
-        next(generate_tokens(*pair, batch_size=batch_size))
+def test_an_empty_batch_is_refused(batch_size):
+    with pytest.raises(ValueError, match=f"batch_size must be at least 1, got {batch_size}"):
+        SamplerConfig(batch_size=batch_size)
 
 
 def test_no_conditions_are_refused(pair):
     generator, condition = pair
-    with pytest.raises(ValueError, match="must be at least 1"):
+    with pytest.raises(ValueError, match="there are no conditions"):
         next(generate_tokens(generator, generator.condition.select(condition, slice(0, 0))))
 
 
@@ -159,15 +160,15 @@ def test_other_errors_and_an_image_that_fits_nowhere_are_raised(pair, monkeypatc
     for error in (RuntimeError("broken"), torch.OutOfMemoryError("no room")):
         monkeypatch.setattr(images_module, "sample_tokens", lambda *args, e=error, **kwargs: (_ for _ in ()).throw(e))
         with pytest.raises(type(error), match=str(error)):
-            next(generate_tokens(*pair, batch_size=4))
+            next(generate_tokens(*pair, SamplerConfig(batch_size=4)))
 
 
 def test_unfinished_images_can_be_looked_at(pair):
     generator, condition = pair
     seen: list[tuple[int, torch.Size]] = []
     tokenizer = tokenizer_of(13)
-    options = {"batch_size": 4, "on_preview": lambda first, images: seen.append((first, images.shape))}
-    drawn = torch.cat(list(generate(generator, tokenizer, condition, preview_every=5, **options)))
+    options = {"preview_every": 5, "on_preview": lambda first, images: seen.append((first, images.shape))}
+    drawn = torch.cat(list(generate(generator, tokenizer, condition, SamplerConfig(batch_size=4), **options)))
     assert seen == [(first, torch.Size([rows, 3, 6, 8])) for first, rows in ((0, 4), (0, 4), (4, 3), (4, 3))]
     assert torch.equal(drawn, torch.cat(list(generate(generator, tokenizer, condition))))
 
@@ -177,4 +178,4 @@ def test_logits_that_are_no_numbers_are_told(pair):
     with torch.no_grad():
         generator.head.logits.weight[3] = torch.nan
     with pytest.raises(ValueError, match="logits are not finite numbers for 3 of 3 images"):
-        next(generate_tokens(generator, condition, batch_size=3))
+        next(generate_tokens(generator, condition, SamplerConfig(batch_size=3)))

@@ -12,10 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from imgtok.sample.coupling import overlap, verify_chain, verify_recursive
-from imgtok.sample.relaxed import certified, neighbours, relaxed_value, verify_relaxed
+from imgtok.sample.relaxed import certified, neighbours, relaxed_value, verify_published_list, verify_relaxed
 
 from . import oracles
-from .enumeration import choice_law, length_law
+from .enumeration import Decide, choice_law, length_law
 
 
 @pytest.fixture(params=oracles.cases("relaxed_acceptance"))
@@ -37,6 +37,12 @@ def output_law(p: Tensor, q: Tensor, mass: Tensor) -> Tensor:
     arguments = p.expand(v, 2, v), q.expand(v, 1, v), mass.expand(v, 1, v), torch.arange(v)[:, None]
     lengths, tokens = length_law(partial(verify_relaxed, *arguments), v, 1)
     return q * lengths[:, 1] + q @ tokens[:, 0]
+
+
+def list_law(decide: Decide, candidates: Tensor) -> tuple[Tensor, Tensor]:
+    """How likely each of 1 c candidates is accepted, or none, c + 1, and each token comes out, v."""
+    chosen, tokens = choice_law(decide, *candidates.shape)
+    return chosen[0], tokens[0, -1].index_add(0, candidates[0], chosen[0, :-1])
 
 
 def distance(p: Tensor, q: Tensor) -> Tensor:
@@ -84,8 +90,27 @@ def test_a_fixed_list_is_exactly_accepted_as_often_as_known(case):
     p = oracles.law(case["inputs"]["target"])
     candidates = torch.tensor([case["expected"]["fixed_list_zero_k"]["candidates"]])
     decide = partial(verify_recursive, p[None], F.one_hot(candidates, len(p)).double(), candidates)
-    chosen, _ = choice_law(decide, *candidates.shape)
-    oracles.close(case, 1 - chosen[0, -1], case["expected"]["fixed_list_exact"]["acceptance"])
+    chosen, output = list_law(decide, candidates)
+    oracles.close(case, 1 - chosen[-1], case["expected"]["fixed_list_exact"]["acceptance"])
+    oracles.close(case, output, p)
+
+
+@pytest.mark.parametrize(("rule", "more"), [("fixed_list_zero_k", 0), ("fixed_list_zero_k_plus_1", 1)])
+def test_the_published_rule_takes_a_fixed_list_as_known(case, rule, more):
+    inputs, expected = case["inputs"], case["expected"][rule]
+    p, codes, k = oracles.law(inputs["target"]), torch.tensor(inputs["codes"]).double(), inputs["k"]
+    candidates = torch.tensor([expected["candidates"]])
+    tables = neighbours(codes, k), neighbours(codes, min(k + more, len(p) - 1))
+    limits = {"delta": inputs["delta"], "multiplier": inputs["lambda"]}
+    decide = partial(verify_published_list, p[None], *tables, candidates, **limits)
+    chosen, output = list_law(decide, candidates)
+    oracles.close(case, 1 - chosen[-1], expected["acceptance"], "acceptance")
+    oracles.close(case, output, expected["output"], "output")
+    oracles.close(case, distance(output, p), expected["tv_to_target"], "distance")
+    turns = chosen.flip(0).cumsum(0).flip(0)[:-1]
+    oracles.close(case, chosen[:-1], turns * oracles.law(expected["accept_probs_in_order"]), "each candidate")
+    if expected["residual"] is not None:
+        oracles.close(case, decide(torch.ones(candidates.shape)).law[0], expected["residual"], "residual")
 
 
 def random_problem(v: int, k: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -117,6 +142,26 @@ def test_a_budget_of_zero_is_the_exact_chain():
         verify_relaxed(p, q, mass, drafts, uniforms), verify_chain(p, q, drafts, uniforms), strict=True
     ):
         torch.testing.assert_close(relaxed, exact)
+
+
+def test_the_published_rule_without_neighbours_is_the_exact_one():
+    p, dice = random_problem(12, 6)[0], torch.Generator().manual_seed(1)
+    candidates = torch.stack([torch.randperm(11, generator=dice)[:4] for _ in range(3)])
+    table = torch.full((12, 1), 11)  # always too likely to borrow from
+    certain = F.one_hot(candidates, 12).double()
+    for uniforms in torch.rand(20, 3, 4, generator=dice):
+        published = verify_published_list(p, table, table, candidates, uniforms, delta=0.0)
+        exact = verify_recursive(p, certain, candidates, uniforms)
+        assert torch.equal(published.chosen, exact.chosen)
+        torch.testing.assert_close(published.law, exact.law)
+
+
+def test_the_published_rule_draws_from_every_code_if_it_left_none():
+    p, table = torch.tensor([[0.5, 0.5, 0.0]], dtype=torch.float64), torch.tensor([[1], [0], [0]])
+    candidates, certain_rejection = torch.tensor([[0]]), torch.ones(1, 1)
+    choice = verify_published_list(p, table, table, candidates, certain_rejection, delta=0.5)
+    assert choice.chosen.tolist() == [1]
+    torch.testing.assert_close(choice.law, torch.full_like(p, 1 / 3))
 
 
 def test_neighbours_of_many_codes_are_found_in_parts():

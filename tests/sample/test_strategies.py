@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from imgtok.sample.images import generate_tokens
+from imgtok.sample.images import SamplerConfig, generate_tokens
 from imgtok.sample.law import Law
+from imgtok.sample.plain import Plain
 from imgtok.sample.strategies import ENTRIES, Parts, build_strategy
 from imgtok.tokens import GridLayout
 
@@ -24,11 +25,13 @@ def test_each_draws_and_guarantees_what_its_entry_says(parts, name):
     strategy, entry = build_strategy(name, parts), ENTRIES[name]
     assert strategy.guarantee == entry.guarantee
     condition = torch.tensor([[0, 1], [3, 0]])
-    settings = {"law": Law(top_k=6), "seed": 1}
-    drawn = next(generate_tokens(parts.generator, condition, strategy=strategy, **settings))
+    drawn, plain = (
+        next(generate_tokens(parts.generator, condition, SamplerConfig(law=Law(top_k=6), strategy=way), seed=1))
+        for way in (strategy, Plain())
+    )
     assert drawn.shape == (2, 12)
     if entry.guarantee == "pathwise":
-        assert torch.equal(drawn, next(generate_tokens(parts.generator, condition, **settings)))
+        assert torch.equal(drawn, plain)
 
 
 @pytest.mark.parametrize("name", [name for name, entry in ENTRIES.items() if entry.needs_draft])
@@ -61,5 +64,5 @@ def test_the_strategy_that_the_documentation_shows_keeps_its_word(make_generator
     exec(compile(block, "docs/sampling.md", "exec"), names)
     generator, condition = make_generator(GridLayout(3, 4)), torch.tensor([[0, 1], [3, 0]])
     strategy = names["RepeatLeft"](window=3)  # type: ignore[operator]
-    drawn = [next(generate_tokens(generator, condition, strategy=way)) for way in (None, strategy)]
+    drawn = [next(generate_tokens(generator, condition, SamplerConfig(strategy=way))) for way in (Plain(), strategy)]
     assert torch.equal(*drawn)

@@ -7,7 +7,7 @@ import torch
 
 from imgtok.sample import tuner as module
 from imgtok.sample.guidance import Guidance
-from imgtok.sample.images import generate_tokens
+from imgtok.sample.images import SamplerConfig, generate_tokens
 from imgtok.sample.jacobi import Jacobi
 from imgtok.sample.plain import Plain
 from imgtok.sample.tuner import WINDOWS, Tuner
@@ -23,7 +23,7 @@ class Batch:
 @pytest.fixture
 def tuner(pair, tmp_path, monkeypatch):
     """Free windows: all calls take a second."""
-    monkeypatch.setattr(module, "call_seconds", lambda generator, guidance, rows, window: 1.0)
+    monkeypatch.setattr(module, "call_seconds", lambda *asked: 1.0)
     return Tuner(pair[0], Guidance(), 2, tmp_path)
 
 
@@ -40,7 +40,7 @@ def test_it_learns_how_long_a_window_pays(tuner):
 def test_times_are_measured_once_and_kept(pair, tmp_path, monkeypatch):
     measured: list[int] = []
 
-    def seconds(generator, guidance, rows, window):
+    def seconds(generator, guidance, rows, window, compile):
         measured.append(window)
         return 0.5 + window
 
@@ -66,7 +66,7 @@ def test_a_real_measurement_is_positive(pair, tmp_path):
 
 def test_it_changes_no_image_and_tells_what_it_chose(pair, tuner, caplog):
     caplog.set_level(logging.INFO)
-    drawn = torch.cat(list(generate_tokens(*pair, batch_size=2, strategy=tuner)))
-    assert torch.equal(drawn, torch.cat(list(generate_tokens(*pair, batch_size=2))))
+    drawn = torch.cat(list(generate_tokens(*pair, SamplerConfig(batch_size=2, strategy=tuner))))
+    assert torch.equal(drawn, torch.cat(list(generate_tokens(*pair, SamplerConfig(batch_size=2)))))
     assert "strategy auto: window 32" in caplog.text
     assert sum(tuner.committed) > 0
