@@ -7,12 +7,15 @@ if TYPE_CHECKING:
     from imgtok.generators.condition import Label, LabelConditionConfig, TextConditionConfig, TextFeatures
     from imgtok.generators.generator import Generator, GeneratorConfig
     from imgtok.generators.hub import load, load_config
+    from imgtok.generators.next_scale import NextScaleConfig, NextScaleGenerator
 
 _HOMES = {
     "Generator": "imgtok.generators.generator",
     "GeneratorConfig": "imgtok.generators.generator",
     "Label": "imgtok.generators.condition",
     "LabelConditionConfig": "imgtok.generators.condition",
+    "NextScaleConfig": "imgtok.generators.next_scale",
+    "NextScaleGenerator": "imgtok.generators.next_scale",
     "TextConditionConfig": "imgtok.generators.condition",
     "TextFeatures": "imgtok.generators.condition",
     "load": "imgtok.generators.hub",
@@ -23,6 +26,8 @@ __all__ = [
     "GeneratorConfig",
     "Label",
     "LabelConditionConfig",
+    "NextScaleConfig",
+    "NextScaleGenerator",
     "TextConditionConfig",
     "TextFeatures",
     "load",

@@ -48,6 +48,11 @@ class GeneratorConfig:
     dropout: float = 0.1
     """On the input embeddings, after attention and after the SwiGLU."""
 
+    def __post_init__(self) -> None:
+        head_dim = self.width // self.num_heads
+        if self.width % self.num_heads == 0 and head_dim % 4:
+            raise ValueError(f"2-D rotary positions need a head width divisible by 4, got {head_dim}")
+
     def build(self) -> Generator:
         return Generator(self)
 

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 
 from imgtok.generators.generator import Generator, GeneratorConfig
+from imgtok.generators.next_scale import NextScaleConfig, NextScaleGenerator
 from imgtok.hub import find_config, load_model
+
+CONFIGS = (GeneratorConfig, NextScaleConfig)
 
 
 def load(
@@ -16,15 +20,29 @@ def load(
     weights: str | Path | None = None,
     device: str | torch.device = "cpu",
     dtype: torch.dtype | None = None,
-) -> Generator:
+) -> Generator | NextScaleGenerator:
     """A generator in evaluation mode; arguments and errors as in `imgtok.load`."""
     from imgtok.generators.presets import PRESETS
 
-    return load_model(source, GeneratorConfig, PRESETS, weights=weights, device=device, dtype=dtype)
+    return load_model(source, CONFIGS, PRESETS, weights=weights, device=device, dtype=dtype)
 
 
-def load_config(source: str | Path) -> GeneratorConfig:
+def load_config(source: str | Path) -> GeneratorConfig | NextScaleConfig:
     """The configuration alone, of a preset or a folder."""
     from imgtok.generators.presets import PRESETS
 
-    return find_config(source, GeneratorConfig, PRESETS)
+    return find_config(source, CONFIGS, PRESETS)
+
+
+def load_next_token(source: str | Path, *, weights: str | Path | None = None, **options: Any) -> Generator:
+    """`load`, for what only next-token generators can do; ValueError if it is of another kind."""
+    next_token_config(source)
+    return cast(Generator, load(source, weights=weights, **options))
+
+
+def next_token_config(source: str | Path) -> GeneratorConfig:
+    """`load_config`, with the same ValueError."""
+    config = load_config(source)
+    if not isinstance(config, GeneratorConfig):
+        raise ValueError(f"{source} is a next-scale generator; this needs one that draws token by token")
+    return config

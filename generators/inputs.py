@@ -8,6 +8,37 @@ from torch import Tensor, nn
 from imgtok.generators.condition import Prefix
 
 
+class CumulativeInputs(nn.Module):
+    """What the tokens of a stage see of the stages before: the latents so far, at their own size (arXiv:2404.02905).
+
+    Each position adds an embedding of its own and one of its stage. The first stage sees the condition instead.
+    """
+
+    def __init__(self, group_sizes: tuple[int, ...], codebook_dim: int, width: int) -> None:
+        super().__init__()
+        self.latents = nn.Linear(codebook_dim, width)
+        self.stages = nn.Embedding(len(group_sizes), width)
+        self.positions = nn.Parameter(torch.empty(sum(group_sizes), width))
+        self.start = nn.Parameter(torch.empty(group_sizes[0], width))
+        self.group_sizes = group_sizes
+
+    def forward(self, prefix: Prefix, seen: Tensor) -> Tensor:
+        """Teacher forcing: prefix b 1 c, and what all stages but the first see, b n-n0 d: b n c."""
+        first = prefix.embeddings + self.start
+        return torch.cat([first, self.latents(seen)], dim=1) + self.places()
+
+    def stage(self, prefix: Prefix, stage: int, seen: Tensor | None, places: Tensor) -> Tensor:
+        """The same for one stage; `seen` b n_k d, None for the first: b n_k c. `places` are those of all stages."""
+        end = sum(self.group_sizes[: stage + 1])
+        x = prefix.embeddings + self.start if seen is None else self.latents(seen)
+        return x + places[end - self.group_sizes[stage] : end]
+
+    def places(self) -> Tensor:
+        """n c"""
+        rows = zip(self.stages.weight, self.group_sizes, strict=True)
+        return self.positions + torch.cat([row.expand(size, -1) for row, size in rows])
+
+
 class TokenInputs(nn.Module):
     """Token embeddings behind the condition's prefix: the last slot predicts token 0, token k predicts token k + 1."""
 

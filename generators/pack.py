@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from copy import deepcopy
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +15,8 @@ from imgtok.nn.block import Block
 from imgtok.nn.norm import RMSNorm
 from imgtok.nn.packed import PackedLinear, can_pack
 from imgtok.nn.position import Rope
+
+G = TypeVar("G", bound=nn.Module)
 
 
 class PackedBlock(nn.Module):
@@ -69,12 +71,12 @@ def is_packed(generator: nn.Module) -> bool:
     return any(isinstance(module, PackedLinear) for module in generator.modules())
 
 
-def packed(generator: Generator) -> Generator:
-    """What draws faster on this machine: on a CPU a copy with `PackedBlock`s, else the generator itself.
+def packed(generator: G) -> G:
+    """What draws faster on this machine: of a next-token generator on a CPU a copy with `PackedBlock`s, else itself.
 
     The copy cannot be trained, compiled or saved; its embeddings are shared.
     """
-    if not can_pack(generator.inputs.embedding.weight):
+    if not isinstance(generator, Generator) or not can_pack(generator.inputs.embedding.weight):
         return generator
     head = generator.head.logits
     instead: dict[int, Any] = {id(p): p for p in generator.parameters()}

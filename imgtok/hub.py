@@ -71,7 +71,7 @@ def write_model(model: nn.Module, folder: str | Path) -> None:
 
 def load_model(
     source: str | Path,
-    config_class: type[C],
+    config_class: type[C] | tuple[type[C], ...],
     presets: Mapping[str, Preset[C]],
     *,
     weights: str | Path | None,
@@ -113,7 +113,7 @@ class _WithoutInit(TorchFunctionMode):
         return function(*args, **(kwargs or {}))
 
 
-def find_config(source: str | Path, config_class: type[C], presets: Mapping[str, Preset[C]]) -> C:
+def find_config(source: str | Path, config_class: type[C] | tuple[type[C], ...], presets: Mapping[str, Preset[C]]) -> C:
     if str(source) in presets:
         return presets[str(source)].config
     path = Path(source) / CONFIG_FILE

@@ -19,7 +19,7 @@ from imgtok.atomic import replacing_folder
 from imgtok.data import ImageSource, LabelSet, UnreadableImage
 from imgtok.data.transforms import center_crop, random_shift, to_float
 from imgtok.tokenizer import Tokenizer
-from imgtok.tokens import GridLayout
+from imgtok.tokens import TokenLayout
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ class CacheLabels:
 
 @dataclass(frozen=True, kw_only=True)
 class CacheDescription:
-    layout: GridLayout
+    layout: TokenLayout
     codebook_size: int
     tokenizer: str
     """Fingerprint of the tokenizer's configuration and weights."""

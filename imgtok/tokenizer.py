@@ -9,12 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from imgtok.backbones.cnn import CNNConfig
-from imgtok.quantizers.base import Quantized
+from imgtok.nn.resnet import MapConv
+from imgtok.quantizers.base import Quantized, Quantizer
+from imgtok.quantizers.residual import ResidualConfig
 from imgtok.quantizers.vector import VectorConfig
-from imgtok.tokens import GridLayout
+from imgtok.tokens import TokenLayout
 
 BackboneConfig = CNNConfig
-QuantizerConfig = VectorConfig
+QuantizerConfig = VectorConfig | ResidualConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,20 +25,25 @@ class TokenizerConfig:
     """Side in pixels of the square images it was trained on; any size divisible by the backbone's reduction works."""
     backbone: BackboneConfig
     quantizer: QuantizerConfig
+    code_kernel: int = 1
+    """Side, odd, of the convolutions between the backbone's latents and the codes'."""
 
     def __post_init__(self) -> None:
+        if self.code_kernel < 1 or self.code_kernel % 2 == 0:
+            raise ValueError(f"code_kernel must be odd and at least 1, got {self.code_kernel}")
         if self.image_size % self.backbone.reduction:
             raise ValueError(
                 f"image_size {self.image_size} is not divisible by the backbone's reduction {self.backbone.reduction}"
             )
 
     @property
-    def layout(self) -> GridLayout:
+    def layout(self) -> TokenLayout:
         """Of a square image of `image_size`."""
         return self.layout_of(self.image_size, self.image_size)
 
-    def layout_of(self, height: int, width: int) -> GridLayout:
-        return GridLayout(height // self.backbone.reduction, width // self.backbone.reduction)
+    def layout_of(self, height: int, width: int) -> TokenLayout:
+        """Of an image of height x width pixels."""
+        return self.quantizer.layout_of(height // self.backbone.reduction, width // self.backbone.reduction)
 
     def build(self) -> Tokenizer:
         return Tokenizer(self)
@@ -62,9 +69,10 @@ class Tokenizer(nn.Module):
         super().__init__()
         self.config = config
         self.backbone = config.backbone.build()
-        self.quantizer = config.quantizer.build()
-        self.to_codes = nn.Linear(config.backbone.latent_channels, config.quantizer.codebook_dim)
-        self.from_codes = nn.Linear(config.quantizer.codebook_dim, config.backbone.latent_channels)
+        self.quantizer: Quantizer = config.quantizer.build()
+        channels, codebook_dim = config.backbone.latent_channels, config.quantizer.codebook_dim
+        self.to_codes = projection(channels, codebook_dim, config.code_kernel)
+        self.from_codes = projection(codebook_dim, channels, config.code_kernel)
 
     def forward(self, images: Tensor) -> Reconstruction:
         """The whole way, differentiable: for training. Losses are in `quantized.losses` in training mode."""
@@ -86,18 +94,22 @@ class Tokenizer(nn.Module):
         return self.layout_of(images).flatten(self.quantizer.nearest(self.latents(images)))
 
     @torch.no_grad()
-    def decode(self, indices: Tensor, layout: GridLayout | None = None) -> Tensor:
-        """b n indices -> b 3 h w, clamped to [-1, 1]. ValueError for an index outside the codebook or a wrong n."""
+    def decode(self, indices: Tensor, layout: TokenLayout | None = None, stages: int | None = None) -> Tensor:
+        """b n indices -> b 3 h w, clamped to [-1, 1].
+
+        `stages`: from the first ones only, where there are several; the others' indices keep their places, with any
+        values. ValueError for an index outside the codebook, a wrong n, or more stages than there are.
+        """
         self.check_indices(indices)
-        grid = (layout or self.config.layout).unflatten(indices)
-        return self.decode_latents(self.quantizer.codes(grid)).clamp(-1, 1)
+        maps = (layout or self.config.layout).unflatten(indices)
+        return self.decode_latents(self.quantizer.codes(maps, stages)).clamp(-1, 1)
 
     @torch.no_grad()
     def reconstruct(self, images: Tensor) -> Tensor:
         """Encode, quantise, decode: b 3 h w -> b 3 h w, clamped to [-1, 1]."""
         return self.decode(self.encode(images), self.layout_of(images))
 
-    def layout_of(self, images: Tensor) -> GridLayout:
+    def layout_of(self, images: Tensor) -> TokenLayout:
         return self.config.layout_of(images.shape[-2], images.shape[-1])
 
     def check_indices(self, indices: Tensor) -> None:
@@ -107,3 +119,8 @@ class Tokenizer(nn.Module):
                 f"indices run from {int(indices.min())} to {int(indices.max())} "
                 f"but the codebook has codes 0 to {size - 1}; were they made by another tokenizer?"
             )
+
+
+def projection(channels: int, out_channels: int, kernel: int) -> nn.Linear | MapConv:
+    """b h w c -> b h w c'."""
+    return nn.Linear(channels, out_channels) if kernel == 1 else MapConv(channels, out_channels, kernel)

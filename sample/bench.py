@@ -109,7 +109,7 @@ def bench_sampling(bench: SamplingBench, device: torch.device) -> Report:
 
     ValueError for an unknown model or too many tokens, ImportError if the peer is missing.
     """
-    config = generator_hub.load_config(bench.model)
+    config = generator_hub.next_token_config(bench.model)
     total = config.layout.num_tokens
     drawn = bench.tokens or total
     if drawn > total:
@@ -151,7 +151,7 @@ def contenders(
     if bench.peer and bench.compile_peer:
         found["transformers compiled"] = partial(transformers, bench, config, drawn, device, True)
     if bench.peer and bench.draft and not bench.guided and bench.batch == 1:  # which is all it can do
-        sizes = generator_hub.load_config(bench.draft)
+        sizes = generator_hub.next_token_config(bench.draft)
         found["transformers assisted"] = partial(transformers_assisted, bench, config, sizes, drawn, device)
     return found
 
@@ -306,7 +306,7 @@ def transformers_assisted(
 def load_generator(model: str, dtype: DType, device: torch.device) -> Generator:
     if model in GENERATORS:
         return materialize(build_empty(GENERATORS[model].config), device, DTYPES[dtype])
-    return generator_hub.load(model, device=device, dtype=DTYPES[dtype])
+    return generator_hub.load_next_token(model, device=device, dtype=DTYPES[dtype])
 
 
 def conditions(bench: SamplingBench, config: GeneratorConfig, first: int, device: torch.device) -> Any:

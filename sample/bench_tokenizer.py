@@ -27,7 +27,7 @@ from imgtok.sample.measure import (
 )
 from imgtok.sample.peers import VQModelPeer, check_vqmodel, find_diffusers
 from imgtok.tokenizer import Tokenizer, TokenizerConfig
-from imgtok.tokens import GridLayout
+from imgtok.tokens import TokenLayout
 
 AS_LOADED: dict[str, Any] = {"dtype": "float32", "channels_last": False, "compile": False}
 
@@ -125,7 +125,7 @@ class Coder(NamedTuple):
 
 
 def builders(
-    bench: TokenizerBench, config: TokenizerConfig, layout: GridLayout, device: torch.device
+    bench: TokenizerBench, config: TokenizerConfig, layout: TokenLayout, device: torch.device
 ) -> list[Callable[[], Coder]]:
     """Of all contenders, each different from the others."""
     settings = {each.setting: each for each in (replace(bench, **AS_LOADED), bench)}
@@ -133,7 +133,7 @@ def builders(
     return [*ours, partial(diffusers, config, layout, device)] if bench.peer else [*ours]
 
 
-def tokenizer(bench: TokenizerBench, config: TokenizerConfig, layout: GridLayout, device: torch.device) -> Coder:
+def tokenizer(bench: TokenizerBench, config: TokenizerConfig, layout: TokenLayout, device: torch.device) -> Coder:
     """Our tokenizer in the setting of `bench`."""
     model: Tokenizer = materialize(build_empty(config), device, DTYPES[bench.dtype])
     if bench.channels_last:
@@ -144,7 +144,7 @@ def tokenizer(bench: TokenizerBench, config: TokenizerConfig, layout: GridLayout
     return Coder(bench.setting, bench.dtype, model, model.encode, lambda indices: model.decode(indices, layout))
 
 
-def diffusers(config: TokenizerConfig, layout: GridLayout, device: torch.device) -> Coder:
+def diffusers(config: TokenizerConfig, layout: TokenLayout, device: torch.device) -> Coder:
     """A VQModel of the same size, as it is loaded."""
     peer = VQModelPeer(config, device)
     return Coder(

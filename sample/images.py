@@ -13,10 +13,13 @@ from torch import Tensor
 
 from imgtok.generators.cache import KVCache
 from imgtok.generators.generator import Generator
+from imgtok.generators.next_scale import NextScaleGenerator
 from imgtok.sample.engine import Clock, Drawn, sample_tokens
 from imgtok.sample.guidance import Guidance
 from imgtok.sample.law import Law
 from imgtok.sample.measure import with_peak
+from imgtok.sample.next_scale import new_cache as new_stage_cache
+from imgtok.sample.next_scale import sample_stages
 from imgtok.sample.noise import image_keys
 from imgtok.sample.plain import Plain
 from imgtok.sample.scorer import new_cache
@@ -85,7 +88,7 @@ class SamplerConfig:
 
 
 def generate(
-    generator: Generator,
+    generator: Generator | NextScaleGenerator,
     tokenizer: Tokenizer,
     condition: Any,
     config: SamplerConfig | None = None,
@@ -105,15 +108,18 @@ def generate(
     """
     check_pair(generator, tokenizer)
     layout = generator.config.layout
+    by_stage = isinstance(generator, NextScaleGenerator)
 
-    def preview(number: int, tokens: Tensor) -> None:
+    def preview(number: int, unfinished: Tensor) -> None:
         assert on_preview is not None
-        on_preview(number, tokenizer.decode(tokens, layout))
+        latents = unfinished if by_stage else tokenizer.quantizer.codes(layout.unflatten(unfinished))
+        on_preview(number, tokenizer.decode_latents(latents).clamp(-1, 1))
 
     for tokens in generate_tokens(
         generator,
         condition,
         config,
+        quantizer=tokenizer.quantizer,
         seed=seed,
         first=first,
         statistics=statistics,
@@ -124,55 +130,117 @@ def generate(
 
 
 def generate_tokens(
-    generator: Generator,
+    generator: Generator | NextScaleGenerator,
     condition: Any,
     config: SamplerConfig | None = None,
     *,
+    quantizer: Any = None,
     seed: int = 0,
     first: int = 0,
     statistics: Statistics | None = None,
     on_preview: OnPreview | None = None,
     preview_every: int = 16,
 ) -> Iterator[Tensor]:
-    """The same without decoding: batches of tokens b n.
+    """The same without decoding: batches of tokens b n. `on_preview` sees tokens; of next-scale generators, latents.
 
-    Where memory does not suffice, batches are halved, with a warning; the images stay the same.
+    A next-scale generator needs its tokenizer's `quantizer`. Where memory does not suffice, batches are halved, with a
+    warning; the images stay the same.
     """
     config, total = config or SamplerConfig(), count(condition)
     if total < 1:
         raise ValueError("there are no conditions to draw images of; give at least one")
-    caches: dict[tuple[int, int], KVCache] = {}
-    earlier: Any = None
+    loop: TokenLoop | StageLoop
+    if isinstance(generator, NextScaleGenerator):
+        loop = StageLoop(generator, quantizer, config)
+    else:
+        loop = TokenLoop(generator, config)
 
     def draw(start: int, rows: int) -> Tensor:
-        nonlocal earlier
-        way = config.strategy.strategy() if isinstance(config.strategy, Tuner) else config.strategy
-        if (rows, way.window) not in caches:
-            caches[rows, way.window] = new_cache(generator, rows, config.guidance, way.window)
         clock = Clock(generator.device) if statistics else None
-        ask = partial(
-            sample_tokens,
-            generator,
-            generator.condition.select(condition, slice(start, start + rows)),
-            image_keys(seed, range(first + start, first + start + rows), generator.device),
-            law=config.law,
-            guidance=config.guidance,
-            strategy=way,
-            cache=caches[rows, way.window],
-            clock=clock,
-            on_round=previewer(on_preview, first + start, generator.num_tokens, preview_every),
-            earlier=earlier,
-            compile=config.compile,
-        )
+        keys = image_keys(seed, range(first + start, first + start + rows), generator.device)
+        look = None if on_preview is None else partial(on_preview, first + start)
+        part = generator.condition.select(condition, slice(start, start + rows))
+        ask = partial(loop.draw, part, keys, clock, look, preview_every)
         drawn, peak = with_peak(ask, generator.device) if statistics else (ask(), None)
         if statistics and clock:
             statistics.add(drawn, clock, peak)
-        if isinstance(config.strategy, Tuner):
-            config.strategy.learn(drawn)
-        earlier = drawn.memory
         return drawn.tokens
 
-    yield from in_parts(total, config.batch_size, draw, caches.clear)
+    yield from in_parts(total, config.batch_size, draw, loop.forget)
+
+
+Look = Callable[[Tensor], None]
+
+
+class TokenLoop:
+    """Next-token generators: by a strategy, which may learn from batch to batch; caches are used again."""
+
+    def __init__(self, generator: Generator, config: SamplerConfig) -> None:
+        self.generator, self.config = generator, config
+        self.caches: dict[tuple[int, int], KVCache] = {}
+        self.earlier: Any = None
+
+    def draw(self, condition: Any, keys: Tensor, clock: Clock | None, look: Look | None, every: int) -> Drawn:
+        config, generator = self.config, self.generator
+        way = config.strategy.strategy() if isinstance(config.strategy, Tuner) else config.strategy
+        shape = len(keys), way.window
+        if shape not in self.caches:
+            self.caches[shape] = new_cache(generator, len(keys), config.guidance, way.window)
+        drawn = sample_tokens(
+            generator,
+            condition,
+            keys,
+            law=config.law,
+            guidance=config.guidance,
+            strategy=way,
+            cache=self.caches[shape],
+            clock=clock,
+            on_round=previewer(look, generator.num_tokens, every),
+            earlier=self.earlier,
+            compile=config.compile,
+        )
+        if isinstance(config.strategy, Tuner):
+            config.strategy.learn(drawn)
+        self.earlier = drawn.memory
+        return drawn
+
+    def forget(self) -> None:
+        self.caches.clear()
+
+
+class StageLoop:
+    """Next-scale generators: stage by stage. ValueError for what only next-token generators know."""
+
+    def __init__(self, generator: NextScaleGenerator, quantizer: Any, config: SamplerConfig) -> None:
+        if quantizer is None:
+            raise ValueError("a next-scale generator sees latents: give its tokenizer's quantizer")
+        if not isinstance(config.strategy, Plain) or config.compile:
+            raise ValueError(
+                "strategies and compiled rounds are for next-token generators; a next-scale generator is drawn stage "
+                "by stage: leave the strategy plain and compile off"
+            )
+        self.generator, self.quantizer, self.config = generator, quantizer, config
+        self.caches: dict[int, KVCache] = {}
+
+    def draw(self, condition: Any, keys: Tensor, clock: Clock | None, look: Look | None, every: int) -> Drawn:
+        """`look` sees the latents after every stage."""
+        generator, config, rows = self.generator, self.config, len(keys)
+        if rows not in self.caches:
+            self.caches[rows] = new_stage_cache(generator, rows, config.guidance)
+        return sample_stages(
+            generator,
+            self.quantizer,
+            condition,
+            keys,
+            law=config.law,
+            guidance=config.guidance,
+            cache=self.caches[rows],
+            clock=clock,
+            on_stage=None if look is None else lambda stage, latents: look(latents),
+        )
+
+    def forget(self) -> None:
+        self.caches.clear()
 
 
 def in_parts(total: int, size: int, draw: Callable[[int, int], Tensor], forget: Callable[[], None]) -> Iterator[Tensor]:
@@ -194,22 +262,20 @@ def in_parts(total: int, size: int, draw: Callable[[int, int], Tensor], forget: 
         yield part
 
 
-def previewer(
-    on_preview: OnPreview | None, number: int, num_tokens: int, every: int
-) -> Callable[[Progress], None] | None:
+def previewer(look: Look | None, num_tokens: int, every: int) -> Callable[[Progress], None] | None:
     """Shows the tokens so far, every so many rounds; places that are not drawn yet repeat the first token."""
-    if on_preview is None:
+    if look is None:
         return None
     rounds = 0
 
-    def look(progress: Progress) -> None:
+    def after(progress: Progress) -> None:
         nonlocal rounds
         rounds += 1
         if rounds % every == 0:
             tokens, places = progress.tokens[:, :num_tokens], torch.arange(num_tokens, device=progress.start.device)
-            on_preview(number, torch.where(places <= progress.start[:, None], tokens, tokens[:, :1]))
+            look(torch.where(places <= progress.start[:, None], tokens, tokens[:, :1]))
 
-    return look
+    return after
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
@@ -221,9 +287,16 @@ def count(condition: Any) -> int:
     return len(condition if isinstance(condition, Tensor) else condition[0])
 
 
-def check_pair(generator: Generator, tokenizer: Tokenizer) -> None:
+def check_pair(generator: Generator | NextScaleGenerator, tokenizer: Tokenizer) -> None:
     codes, size = generator.config.codebook_size, tokenizer.quantizer.codebook_size
     if codes != size:
         raise ValueError(
             f"the generator draws from {codes} codes but the tokenizer has {size}; they do not belong together"
+        )
+    own = generator.config.layout
+    maps, others = len(own.group_sizes), len(tokenizer.config.layout.group_sizes)
+    if maps != others:
+        raise ValueError(
+            f"the generator draws {maps} maps of tokens an image but the tokenizer has {others}; "
+            "they do not belong together"
         )

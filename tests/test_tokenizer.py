@@ -1,14 +1,18 @@
 """Images to indices and back."""
 
+import json
 from dataclasses import replace
 
 import pytest
 import torch
 
+from imgtok import config as configs
 from imgtok.backbones.cnn import CNNConfig
+from imgtok.quantizers.residual import ResidualConfig
 from imgtok.quantizers.vector import VectorConfig
+from imgtok.quantizers.views import ScalesConfig
 from imgtok.tokenizer import Tokenizer, TokenizerConfig
-from imgtok.tokens import GridLayout
+from imgtok.tokens import GridLayout, ScaleLayout
 
 CNN = CNNConfig(
     encoder_widths=(8, 8, 8),
@@ -19,15 +23,34 @@ CNN = CNNConfig(
     norm_groups=4,
 )
 CONFIG = TokenizerConfig(image_size=16, backbone=CNN, quantizer=VectorConfig(codebook_size=64, codebook_dim=4))
+SCALES = replace(
+    CONFIG,
+    quantizer=ResidualConfig(
+        stage=VectorConfig(codebook_size=64, codebook_dim=4, l2_norm=False),
+        view=ScalesConfig(scales=(1, 2, 4), blends=2),
+    ),
+    code_kernel=3,
+)
+both = pytest.mark.parametrize("config", [CONFIG, SCALES], ids=["grid", "scales"])
+
+
+def shaken(config: TokenizerConfig) -> Tokenizer:
+    """Random weights, the same whatever was drawn before."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = config.build().eval()
+    dice = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=dice))
+    return model
 
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Tokenizer:
     """Random weights; the last bias takes some pixels out of [-1, 1]."""
-    tokenizer, dice = CONFIG.build().eval(), torch.Generator().manual_seed(0)
+    tokenizer = shaken(CONFIG)
     with torch.no_grad():
-        for parameter in tokenizer.parameters():
-            parameter.add_(0.1 * torch.randn(parameter.shape, generator=dice))
         tokenizer.backbone.decoder.conv_out.bias.copy_(torch.tensor([0.9, 0.0, -0.9]))
     return tokenizer
 
@@ -134,3 +157,88 @@ def test_an_image_size_that_cannot_be_cut_is_refused():
 def test_the_layout_is_that_of_the_image_size():
     assert CONFIG.layout == GridLayout(4, 4)
     assert CONFIG.layout_of(8, 20) == GridLayout(2, 5)
+
+
+# -- several maps -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("height", "width"), [(16, 16), (4, 4), (8, 20), (32, 24)])
+def test_any_size_is_encoded_to_maps_and_decoded(height, width):
+    model, images = shaken(SCALES), pictures(2, height, width)
+    layout = model.layout_of(images)
+    assert layout.latent_shape == (height // 4, width // 4)
+    indices = model.encode(images)
+    assert indices.shape == (2, layout.num_tokens)
+    assert indices.unique().numel() > 2
+    assert torch.equal(model(images).quantized.indices, indices)
+    decoded = model.decode(indices, layout)
+    assert decoded.shape == images.shape
+    assert torch.equal(model.reconstruct(images), decoded)
+    torch.testing.assert_close(model(images).images.clamp(-1, 1), decoded)
+
+
+def test_the_layout_of_maps_is_that_of_the_image_size():
+    assert SCALES.layout == ScaleLayout(((1, 1), (2, 2), (4, 4)))
+    assert SCALES.layout_of(8, 16) == ScaleLayout(((1, 1), (1, 2), (2, 4)))
+
+
+def test_the_first_stages_decode_alone():
+    model, images = shaken(SCALES), pictures(2, 16, 16)
+    indices = model.encode(images)
+    assert torch.equal(model.decode(indices, stages=3), model.decode(indices))
+    first = model.decode(indices, stages=1)
+    assert not torch.equal(first, model.decode(indices))
+    others = indices.clone()
+    others[:, 1:] = 0
+    assert torch.equal(model.decode(others, stages=1), first)
+    with pytest.raises(ValueError, match="at most the quantizer's 3, got 4"):
+        model.decode(indices, stages=4)
+
+
+def test_a_grid_has_one_stage(tokenizer):
+    indices = torch.zeros(1, 16, dtype=torch.int64)
+    assert torch.equal(tokenizer.decode(indices, stages=1), tokenizer.decode(indices))
+    with pytest.raises(ValueError, match="at most the quantizer's 1, got 2"):
+        tokenizer.decode(indices, stages=2)
+
+
+@both
+def test_configurations_survive_json(config):
+    assert configs.from_dict(TokenizerConfig, json.loads(json.dumps(configs.to_dict(config)))) == config
+
+
+def test_a_tokenizer_saved_before_there_were_code_kernels_is_the_same():
+    written = configs.to_dict(CONFIG)
+    del written["code_kernel"]
+    assert configs.from_dict(TokenizerConfig, written) == CONFIG
+
+
+def test_training_reaches_every_parameter_of_a_tokenizer_of_maps():
+    model = SCALES.build().train()
+    out = model(pictures(2, 16, 16))
+    (out.images.square().mean() + sum(out.quantized.losses.values())).backward()
+    assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == []
+
+
+def test_code_kernels_of_one_are_linear_layers_and_larger_ones_see_neighbours(tokenizer):
+    assert tokenizer.to_codes.weight.shape == (4, 8)
+    model = shaken(SCALES)
+    assert model.to_codes.weight.shape == (4, 8, 3, 3)
+    x = torch.zeros(1, 5, 5, 8)
+    x[0, 2, 2] = 1
+    touched = (model.to_codes(x) - model.to_codes(torch.zeros_like(x))).abs().sum(-1)[0] > 0
+    assert touched.nonzero().tolist() == [[row, column] for row in (1, 2, 3) for column in (1, 2, 3)]
+
+
+@pytest.mark.parametrize("kernel", [0, 2])
+def test_an_even_code_kernel_is_refused(kernel):
+    with pytest.raises(ValueError, match=f"odd and at least 1, got {kernel}"):
+        replace(CONFIG, code_kernel=kernel)
+
+
+def test_maps_in_half_precision_are_added_in_float32():
+    model, half, images = shaken(SCALES), SCALES.build().eval().bfloat16(), pictures(2, 16, 16)
+    half.load_state_dict(model.state_dict())
+    decoded = half.decode(half.encode(images))
+    assert decoded.dtype == half(images).quantized.latents.dtype == torch.float32
+    torch.testing.assert_close(decoded, model.decode(half.encode(images)), atol=0.1, rtol=0)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
 from imgtok.generators.condition import Label, LabelConditionConfig
 from imgtok.generators.generator import GeneratorConfig
+from imgtok.generators.next_scale import NextScaleConfig
 from imgtok.quantizers.vector import VectorConfig
 from imgtok.tokenizer import TokenizerConfig
-from imgtok.tokens import GridLayout
+from imgtok.tokens import GridLayout, ScaleLayout
 from imgtok.train.discriminators import PatchGANConfig
 
 __all__ = ["GridLayout", "VectorConfig"]  # named in field types, which JSON reading resolves here
@@ -108,6 +110,8 @@ class TokenizerLossConfig:
     """A file of the network's weights, instead of the torch hub cache or the installed package."""
     commitment: float = 0.25
     codebook: float = 1.0
+    blend: float = 1.0
+    """Of the convolutions that smooth the codes of a residual quantizer, where its codes are running means."""
     entropy: float = 0.0
     adversarial: float = 0.0
     adversarial_start: int = 0
@@ -153,11 +157,14 @@ class TransformerSizes:
     """Probability of dropping a label alone, by its name."""
 
     def config(self, tokenizer: TokenizerConfig, labels: tuple[Label, ...]) -> GeneratorConfig:
-        unknown = sorted(self.drop_labels.keys() - {label.name for label in labels})
-        if unknown and len(labels) > 1:
-            raise ValueError(f"drop_labels names {', '.join(unknown)}, which the data do not have")
+        check_drops(self.drop_labels, labels)
+        layout = tokenizer.layout
+        if not isinstance(layout, GridLayout):  # what this generator can read, a property of it and not of the layout
+            raise ValueError(
+                "this generator reads one grid of tokens, but the tokenizer codes an image in several maps"
+            )
         return GeneratorConfig(
-            layout=tokenizer.layout,
+            layout=layout,
             codebook_size=tokenizer.quantizer.codebook_size,
             condition=LabelConditionConfig(labels=labels, drop=self.drop_condition),
             width=self.width,
@@ -171,8 +178,57 @@ class TransformerSizes:
 
 
 @dataclass(frozen=True, kw_only=True)
+class NextScaleSizes:
+    """A next-scale generator without what its data decide: scales, codebook and labels."""
+
+    width: int
+    depth: int
+    num_heads: int
+    mlp_ratio: float = 4.0
+    shared_modulation: bool = False
+    """One AdaLN layer for all blocks."""
+    dropout: float = 0.0
+    """On what the first block reads."""
+    drop_path: float = 0.0
+    """Probability of leaving out a branch of the last block for a row; it rises linearly from 0 at the first."""
+    gate_init: float = 1e-3
+    """What the weights behind the residual gates are scaled by when training begins."""
+    drop_condition: float = 0.1
+    """Probability of the null condition, for guidance."""
+    drop_labels: dict[str, float] = field(default_factory=dict)
+    """Probability of dropping a label alone, by its name."""
+
+    def config(self, tokenizer: TokenizerConfig, labels: tuple[Label, ...]) -> NextScaleConfig:
+        check_drops(self.drop_labels, labels)
+        layout = tokenizer.layout
+        if not isinstance(layout, ScaleLayout):
+            raise ValueError("this generator predicts map after map, but the tokenizer codes an image in one grid")
+        return NextScaleConfig(
+            layout=layout,
+            codebook_size=tokenizer.quantizer.codebook_size,
+            codebook_dim=tokenizer.quantizer.codebook_dim,
+            condition=LabelConditionConfig(labels=labels, drop=self.drop_condition),
+            width=self.width,
+            depth=self.depth,
+            num_heads=self.num_heads,
+            mlp_ratio=self.mlp_ratio,
+            shared_modulation=self.shared_modulation,
+            dropout=self.dropout,
+            drop_path=self.drop_path,
+            gate_init=self.gate_init,
+        )
+
+
+def check_drops(drops: Mapping[str, float], labels: tuple[Label, ...]) -> None:
+    """ValueError for labels that the data do not have; data of a single set have none to drop alone."""
+    unknown = sorted(drops.keys() - {label.name for label in labels})
+    if unknown and len(labels) > 1:
+        raise ValueError(f"drop_labels names {', '.join(unknown)}, which the data do not have")
+
+
+@dataclass(frozen=True, kw_only=True)
 class GeneratorTraining:
-    model: TransformerSizes
+    model: TransformerSizes | NextScaleSizes
     loop: LoopConfig
     data: TokenDataConfig = TokenDataConfig()
     optimizer: OptimizerConfig = OptimizerConfig()

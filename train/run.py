@@ -21,6 +21,7 @@ from imgtok.tokenizer import Tokenizer
 from imgtok.train.config import (
     GeneratorTraining,
     LoopConfig,
+    NextScaleSizes,
     OptimizerConfig,
     TokenDataConfig,
     TokenizerTraining,
@@ -28,7 +29,7 @@ from imgtok.train.config import (
 from imgtok.train.data import ImageBatches, Share, TokenBatches
 from imgtok.train.loop import Outcome, fit, prepare_folder
 from imgtok.train.randomness import derived_seed
-from imgtok.train.tasks import GeneratorTask, TokenizerTask
+from imgtok.train.tasks import GeneratorTask, NextScaleTask, TokenizerTask
 
 logger = logging.getLogger(__name__)
 
@@ -94,9 +95,8 @@ def generator_parts(config: GeneratorTraining, out: Path, accelerator: Accelerat
     validation = TokenCache(out / "tokens" / "val") if (out / "tokens" / "val").is_dir() else None
     batches = TokenBatches(cache, config.loop, share_of(accelerator))
     torch.manual_seed(derived_seed(config.loop.seed, "weights"))
-    task = GeneratorTask(
-        config.model.config(tokenizer.config, labels_of(cache.label_sets, config)), validation, tokenizer
-    )
+    kind = NextScaleTask if isinstance(config.model, NextScaleSizes) else GeneratorTask
+    task = kind(config.model.config(tokenizer.config, labels_of(cache.label_sets, config)), validation, tokenizer)
     return Parts(task, batches, (config.optimizer,), config.loop, accelerator)
 
 

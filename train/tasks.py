@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from imgtok.data import ImageSource, grid
 from imgtok.data.transforms import to_float, to_uint8
-from imgtok.generators.generator import Generator, GeneratorConfig
+from imgtok.generators.generator import GeneratorConfig
+from imgtok.generators.next_scale import NextScaleConfig
 from imgtok.metrics.image import psnr
 from imgtok.metrics.perceptual import perceptual_distance
 from imgtok.metrics.tokens import code_usage, perplexity
@@ -197,26 +198,33 @@ class GeneratorTask(nn.Module):
     adversary = None
 
     def __init__(
-        self, config: GeneratorConfig, validation: TokenCache | None = None, tokenizer: Tokenizer | None = None
+        self,
+        config: GeneratorConfig | NextScaleConfig,
+        validation: TokenCache | None = None,
+        tokenizer: Tokenizer | None = None,
     ) -> None:
         super().__init__()
-        self.model = config.build()
+        self.model: Any = config.build()
         self.validation = validation
-        self._tokenizer = (tokenizer,)  # frozen, only to look at samples: no part of the task's state
+        self._tokenizer = (tokenizer,)  # frozen: no part of the task's state
 
     def hidden_weights(self) -> list[nn.Parameter]:
         return [p for p in self.model.blocks.parameters() if p.ndim >= 2]
 
     def forward(self, batch: TokenBatch, step: int, generator: torch.Generator) -> Output:
         labels = self.model.condition.drop(batch.labels, generator)
-        logits = self.model(batch.tokens, labels)
+        logits = self.logits(self.model, batch.tokens, labels)
         return Output({"cross_entropy": cross_entropy(logits, batch.tokens)}, {})
+
+    def logits(self, model: Any, tokens: Tensor, labels: Tensor) -> Tensor:
+        """b n v, of each token given those that it may know of."""
+        return model(tokens, labels)
 
     def observe(self, output: Output, generator: torch.Generator) -> dict[str, Tensor]:
         return {}
 
     @torch.no_grad()
-    def evaluate(self, model: Generator) -> dict[str, float]:
+    def evaluate(self, model: Any) -> dict[str, float]:
         """Mean loss over validation images as they are, their full condition given."""
         if self.validation is None:
             return {}
@@ -225,11 +233,11 @@ class GeneratorTask(nn.Module):
         first = torch.arange(self.validation.images) * self.validation.versions
         for part in first.split(64):
             tokens, labels = (values.to(device) for values in self.validation.rows(part))
-            total += cross_entropy(model(tokens, labels), tokens).cpu() * len(part)
+            total += cross_entropy(self.logits(model, tokens, labels), tokens).cpu() * len(part)
         return {"val_loss": float(total / len(first))}
 
     @torch.no_grad()
-    def preview(self, model: Generator) -> Tensor | None:
+    def preview(self, model: Any) -> Tensor | None:
         """Samples of conditions taken from the validation images."""
         (tokenizer,) = self._tokenizer
         if tokenizer is None or self.validation is None:
@@ -240,6 +248,19 @@ class GeneratorTask(nn.Module):
         config = SamplerConfig(law=Law(temperature=0.9, top_k=100), guidance=Guidance(scale=3.0), batch_size=24)
         images = torch.cat(list(generate(model, tokenizer, labels, config)))
         return grid(to_uint8(images).cpu(), columns=8)
+
+
+class NextScaleTask(GeneratorTask):
+    """The same for generators that read the latents so far, which the tokenizer makes of the tokens."""
+
+    def logits(self, model: Any, tokens: Tensor, labels: Tensor) -> Tensor:
+        (tokenizer,) = self._tokenizer
+        if tokenizer is None:
+            raise ValueError("a next-scale generator is trained with its tokenizer, which makes latents of tokens")
+        quantizer: Any = tokenizer.quantizer
+        with torch.no_grad():
+            seen = quantizer.inputs(tokens, model.config.layout)
+        return model(seen, labels)
 
 
 def cross_entropy(logits: Tensor, tokens: Tensor) -> Tensor:

@@ -1,7 +1,8 @@
 """Published generators by name; one file per family."""
 
-from imgtok.generators.generator import GeneratorConfig
-from imgtok.generators.presets import llamagen
+from typing import Any
+
+from imgtok.generators.presets import llamagen, var
 from imgtok.preset import Preset
 
-PRESETS: dict[str, Preset[GeneratorConfig]] = {**llamagen.PRESETS}
+PRESETS: dict[str, Preset[Any]] = {**llamagen.PRESETS, **var.PRESETS}

@@ -44,7 +44,7 @@ class CNNConfig:
     bottleneck: bool = True
     """Attention in the lowest level, and residual block, attention, residual block between the halves."""
     latent_channels: int = 256
-    """Channels between the halves and the 1x1 projections to and from the codes."""
+    """Channels between the halves and the projections to and from the codes."""
     resample: Resample = "conv"
     """How the resolution changes: "conv" as in VQGAN, "shuffle" cheaper on a CPU."""
     norm_groups: int = 32

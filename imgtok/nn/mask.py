@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -9,6 +11,12 @@ from torch import Tensor
 def causal(length: int, device: torch.device | str = "cpu") -> Tensor:
     """n n: each position sees itself and those before it."""
     return torch.ones(length, length, dtype=torch.bool, device=device).tril()
+
+
+def group_causal(sizes: Sequence[int], device: torch.device | str = "cpu") -> Tensor:
+    """n n for groups of these sizes, one after the other: each position sees its own group and those before it."""
+    group = torch.repeat_interleave(torch.tensor(sizes, device=device))
+    return group[:, None] >= group
 
 
 def padded_causal(visible: Tensor, length: int) -> Tensor:

@@ -19,6 +19,17 @@ class SwiGLU(nn.Module):
         return self.down(F.silu(gate) * up)
 
 
+class MLP(nn.Module):
+    """fc2(gelu(fc1 x)), the GELU by its tanh formula (arXiv:1606.08415)."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1, self.fc2 = nn.Linear(width, hidden), nn.Linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
+
+
 def swiglu_hidden(width: int, multiple: int = 256) -> int:
     """Llama's rule: two thirds of four widths, rounded up to a multiple."""
     return multiple * -(-int(8 * width / 3) // multiple)

@@ -7,6 +7,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
+def layer_norm(x: Tensor, eps: float = 1e-6) -> Tensor:
+    """(x - mean) / std over the last axis, without weights (arXiv:1607.06450): ... c, in float32, cast back."""
+    return F.layer_norm(x.float(), x.shape[-1:], eps=eps).to(x.dtype)
+
+
 class RMSNorm(nn.Module):
     """x / rms(x) * weight (arXiv:1910.07467): computed in float32, cast back, then scaled."""
 

@@ -96,6 +96,16 @@ class Upsample(nn.Module):
         return F.pixel_shuffle(self.conv(x), 2)
 
 
+class MapConv(nn.Conv2d):
+    """A convolution of a channel-last map: b h w c -> b h w c'. `kernel` is odd."""
+
+    def __init__(self, channels: int, out_channels: int, kernel: int) -> None:
+        super().__init__(channels, out_channels, kernel, padding=kernel // 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return rearrange(super().forward(rearrange(x, "b h w c -> b c h w")), "b c h w -> b h w c")
+
+
 def norm_silu(norm: nn.Module, x: Tensor) -> Tensor:
     """silu(norm(x)), in place where no gradient is kept. In training, that would cost a copy."""
     return F.silu(norm(x), inplace=not torch.is_grad_enabled())

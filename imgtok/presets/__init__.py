@@ -1,7 +1,7 @@
 """Published tokenizers by name; one file per family."""
 
 from imgtok.preset import Preset
-from imgtok.presets import llamagen
+from imgtok.presets import llamagen, var
 from imgtok.tokenizer import TokenizerConfig
 
-PRESETS: dict[str, Preset[TokenizerConfig]] = {**llamagen.PRESETS}
+PRESETS: dict[str, Preset[TokenizerConfig]] = {**llamagen.PRESETS, **var.PRESETS}

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
 from imgtok.backbones.cnn import CNNConfig
 from imgtok.convert import State, drop, fuse, rename
 from imgtok.preset import Preset, Weights
+from imgtok.presets.taming import taming_to_ours
 from imgtok.quantizers.vector import VectorConfig
 from imgtok.tokenizer import TokenizerConfig
 
@@ -38,35 +38,12 @@ def tokenizer_config(published: Mapping[str, Any], image_size: int = 256) -> Tok
 
 
 def convert_tokenizer(state: State) -> State:
-    """Published VQModel parameters to ours. Attention sits between residual blocks where the level has any."""
+    """Published VQModel parameters to ours."""
     state = drop(state, r"quantize\.codebook_used|loss\..*")
-    attentive = {match[1] for name in state if (match := re.match(r"((?:en|de)coder\.conv_blocks\.\d+)\.attn\.", name))}
-    state = {interleave(name, attentive): tensor for name, tensor in state.items()}
-    state = rename(
-        state,
-        [
-            (r"^(encoder|decoder)\.", r"backbone.\1."),
-            (r"\.conv_blocks\.(\d+)\.(?:down|up)sample\.", r".levels.\1.resample."),
-            (r"\.nin_shortcut\.", ".shortcut."),
-            (r"\.proj_out\.", ".proj."),
-            (r"^quantize\.", "quantizer."),
-            (r"^quant_conv\.", "to_codes."),
-            (r"^post_quant_conv\.", "from_codes."),
-        ],
-    )
+    state = taming_to_ours(rename(state, [(r"\.conv_blocks\.", ".levels.")]))
     state = fuse(state, ("q", "k", "v"), "qkv")
     projections = ("to_codes.weight", "from_codes.weight")  # 1x1 convolutions; the strict loader judges the result
     return {name: tensor.flatten(1) if name in projections else tensor for name, tensor in state.items()}
-
-
-def interleave(name: str, attentive: set[str]) -> str:
-    """conv_blocks.i.res.j and .attn.j -> levels.i.blocks.k in order of execution."""
-    match = re.match(r"(((?:en|de)coder)\.conv_blocks\.(\d+))\.(res|attn)\.(\d+)\.(.*)", name)
-    if not match:
-        return name
-    level, side, i, kind, j, rest = match.groups()
-    block = 2 * int(j) + (kind == "attn") if level in attentive else int(j)
-    return f"{side}.levels.{i}.blocks.{block}.{rest}"
 
 
 def vq(multipliers: list[int]) -> TokenizerConfig:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
+
+from imgtok.tokens import TokenLayout
 
 
 class Quantized(NamedTuple):
@@ -14,25 +16,33 @@ class Quantized(NamedTuple):
     latents: Tensor
     """b ... d, what the decoder reads; the gradient passes straight through."""
     indices: Tensor
-    """b ..., int64 in [0, codebook_size)."""
+    """int64 in [0, codebook_size): b ..., or b n, stage after stage, where several codes stand for a vector."""
     losses: dict[str, Tensor]
     """Scalars by name, unweighted; empty in evaluation mode."""
 
 
 class Quantizer(Protocol):
-    """The methods the tokenizer and the training loop use; all tensors channel-last."""
+    """The methods the tokenizer and the training loop use; all tensors channel-last.
+
+    How tokens lie over the latents, and so the form of indices that are not flat, is the quantizer's own: a grid b h w,
+    or a map b h_k w_k for each of several stages. Its `layout_of` flattens them and takes that back.
+    """
 
     codebook_size: int
     codebook_dim: int
 
     def __call__(self, latents: Tensor) -> Quantized: ...
 
-    def codes(self, indices: Tensor) -> Tensor:
-        """b ... -> b ... d, the vectors that the decoder reads."""
+    def layout_of(self, height: int, width: int) -> TokenLayout:
+        """How the tokens of latents b height width d lie over them; of the configuration too."""
         ...
 
-    def nearest(self, latents: Tensor) -> Tensor:
-        """b ... d -> b ..., the index of the code that represents each vector."""
+    def codes(self, indices: Any, stages: int | None = None) -> Tensor:
+        """Indices -> b ... d, the vectors that the decoder reads. `stages`: those of the first stages only."""
+        ...
+
+    def nearest(self, latents: Tensor) -> Any:
+        """b ... d -> the indices of the codes that represent each vector."""
         ...
 
     def entropy_loss(self, latents: Tensor) -> Tensor:
@@ -47,8 +57,13 @@ class Quantizer(Protocol):
 class Upkeep(Protocol):
     """Moves and re-seeds the codes of a quantizer after each training step; a module, so checkpoints hold its state."""
 
-    def update(
-        self, quantizer: Quantizer, latents: Tensor, indices: Tensor, generator: torch.Generator
-    ) -> dict[str, Tensor]:
-        """Returns numbers to log, unsynchronised."""
+    def update(self, quantizer: Any, latents: Tensor, indices: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+        """`quantizer` is the one that made it. Returns numbers to log, unsynchronised."""
         ...
+
+
+def check_stages(stages: int | None, count: int) -> int:
+    """`stages`, or all `count` of them for None; ValueError if there are not so many."""
+    if stages is not None and not 1 <= stages <= count:
+        raise ValueError(f"stages must be at least 1 and at most the quantizer's {count}, got {stages}")
+    return count if stages is None else stages

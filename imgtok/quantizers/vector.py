@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from imgtok.quantizers.base import Quantized
+from imgtok.quantizers.base import Quantized, check_stages
 from imgtok.quantizers.usage import batch_perplexity, code_counts, from_first_process, sum_over_processes
+from imgtok.tokens import GridLayout
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +28,9 @@ class VectorConfig:
     """Decay of the running means, and of the use counts by which dead codes are found."""
     reseed_below: float = 0.02
     """In training, a code used less than this share of the mean use moves to a latent of the batch; 0: never."""
+    begin: Literal["random", "latents"] = "random"
+    """Where training finds codes: where they are, or those that the first batch hardly uses on latents of it. The
+    latter is for codebooks without `l2_norm` trained from scratch: near zero, a few codes would take all latents."""
     entropy_temperature: float = 0.01
     """Temperature of the soft assignment in the entropy loss."""
 
@@ -35,6 +39,10 @@ class VectorConfig:
             raise ValueError(
                 f"codebook_size and codebook_dim must be at least 1, got {self.codebook_size} and {self.codebook_dim}"
             )
+
+    def layout_of(self, height: int, width: int) -> GridLayout:
+        """One token per cell of the latents."""
+        return GridLayout(height, width)
 
     def build(self) -> VectorQuantizer:
         return VectorQuantizer(self)
@@ -78,8 +86,12 @@ class VectorQuantizer(nn.Module):
         mean = probs.mean(0)
         return -(probs * log_probs).sum(-1).mean() + (mean * torch.log(mean + 1e-5)).sum()
 
-    def codes(self, indices: Tensor) -> Tensor:
-        """b ... -> b ... d"""
+    def layout_of(self, height: int, width: int) -> GridLayout:
+        return self.config.layout_of(height, width)
+
+    def codes(self, indices: Tensor, stages: int | None = None) -> Tensor:
+        """b ... -> b ... d; there is one stage."""
+        check_stages(stages, 1)
         return self.normalize(self.embedding(indices).float())
 
     def nearest(self, latents: Tensor) -> Tensor:
@@ -137,8 +149,14 @@ class CodebookUpkeep(nn.Module):
         return {"codes_used": (counts > 0).sum(), "perplexity": batch_perplexity(counts), "reseeded": reseeded}
 
     def start(self, quantizer: VectorQuantizer) -> None:
-        """Each code begins as if it had been used as much as all others, by latents equal to it."""
-        self.sums.copy_(torch.where(self.started, self.sums, quantizer.normalize(quantizer.embedding.weight.float())))
+        """Each code begins as if it had been used as much as all others, by latents equal to it.
+
+        With `begin="latents"` it begins as never used: so all that the first batch hardly uses are re-seeded from it.
+        """
+        if quantizer.config.begin == "latents":
+            self.counts.mul_(self.started)
+        begun = quantizer.normalize(quantizer.embedding.weight.float()) * self.counts[:, None]
+        self.sums.copy_(torch.where(self.started, self.sums, begun))
         self.started.fill_(True)
 
     def move_to_means(self, quantizer: VectorQuantizer, latents: Tensor, indices: Tensor, unit: Tensor) -> None:

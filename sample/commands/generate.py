@@ -21,7 +21,8 @@ from imgtok.data import grid as sheet
 from imgtok.data import save_png, to_uint8
 from imgtok.generators.condition import LabelConditionConfig, TextConditionConfig, TextFeatures
 from imgtok.generators.generator import Generator
-from imgtok.generators.hub import load, load_config
+from imgtok.generators.hub import load, load_config, load_next_token
+from imgtok.generators.next_scale import NextScaleGenerator
 from imgtok.generators.pack import packed
 from imgtok.generators.presets import PRESETS
 from imgtok.hub import CONFIG_FILE
@@ -41,6 +42,7 @@ from imgtok.sample.guidance import Guidance
 from imgtok.sample.images import SamplerConfig, Statistics, check_pair
 from imgtok.sample.images import generate as draw
 from imgtok.sample.law import Law
+from imgtok.sample.plain import Plain
 from imgtok.sample.strategies import ENTRIES, Parts, build_strategy
 from imgtok.sample.strategy import Strategy
 from imgtok.sample.tuner import Tuner
@@ -144,10 +146,12 @@ def generate(
     where, wanted = find_device(device), wanted_images(load_config(model).condition, label, features, num)
     partner = tokenizer or tokenizer_of(model)
     loaded, decoder = load_pair(model, weights, partner, tokenizer_weights, where, DTYPES[dtype])
-    generator = loaded if compile else packed(loaded)
-    if strategy == "auto":
-        rows = min(batch_size, len(wanted.rows))
-        way: Strategy | Tuner = Tuner(generator, strength, rows, compile=compile)
+    generator: Any = loaded if compile else packed(loaded)
+    way: Strategy | Tuner = Plain()
+    if isinstance(loaded, NextScaleGenerator):
+        check_stagewise(model, strategy, compile)
+    elif strategy == "auto":
+        way = Tuner(generator, strength, min(batch_size, len(wanted.rows)), compile=compile)
     else:
         draft = load_draft(draft_model, draft_weights, where, DTYPES[dtype])
         if draft is not None and not compile:
@@ -173,6 +177,14 @@ def generate(
     print("\n".join(told(statistics)))
 
 
+def check_stagewise(model: str, strategy: str, compile: bool) -> None:
+    """A next-scale generator has one way to be drawn from."""
+    if strategy not in ("auto", "plain"):
+        raise ValueError(f"--strategy {strategy} is for next-token generators; {model} is drawn stage by stage")
+    if compile:
+        raise ValueError(f"--compile is for next-token generators; {model} is drawn stage by stage, without it")
+
+
 def check_strategy(name: str, window: int | None, draft_model: str | None, epsilon: float) -> None:
     """What can be checked before anything is loaded."""
     if name != "auto" and name not in ENTRIES:
@@ -194,7 +206,7 @@ def load_draft(model: str | None, weights: Path | None, device: torch.device, dt
     if model is None:
         return None
     check_weights("draft-weights", weights, model, PRESETS)
-    return load(model, weights=weights, device=device, dtype=dtype)
+    return load_next_token(model, weights=weights, device=device, dtype=dtype)
 
 
 def speed(images: int, tokens: int, seconds: float) -> str:
@@ -292,7 +304,7 @@ def load_pair(
     tokenizer_weights: Path | None,
     device: torch.device,
     dtype: torch.dtype,
-) -> tuple[Generator, Tokenizer]:
+) -> tuple[Generator | NextScaleGenerator, Tokenizer]:
     check_weights("weights", weights, model, PRESETS)
     check_weights("tokenizer-weights", tokenizer_weights, tokenizer, TOKENIZERS)
     generator = load(model, weights=weights, device=device, dtype=dtype)

@@ -15,7 +15,7 @@ from imgtok.hub import ModelConfig, build_empty
 from imgtok.preset import Preset
 from imgtok.presets import PRESETS as TOKENIZERS
 from imgtok.sample.commands.common import Flag, millions
-from imgtok.tokens import GridLayout
+from imgtok.tokens import TokenLayout
 from imgtok.train.config import GeneratorTraining, TokenizerTraining
 from imgtok.train.recipes import GENERATORS as GENERATOR_RECIPES
 from imgtok.train.recipes import TOKENIZERS as TOKENIZER_RECIPES
@@ -99,7 +99,8 @@ def count_parameters(config: ModelConfig) -> int:
     return sum(parameter.numel() for parameter in build_empty(config).parameters())
 
 
-def grid_text(layout: GridLayout) -> str:
+def grid_text(layout: TokenLayout) -> str:
+    """Of several maps, the last."""
     return f"{layout.height} x {layout.width}"
 
 

@@ -56,6 +56,7 @@ def reconstruct(
     model: str,
     out: Path,
     size: int | None = None,
+    scales: int | None = None,
     weights: Path | None = None,
     overwrite: Flag = False,
     device: Device = "auto",
@@ -70,6 +71,7 @@ def reconstruct(
         model: Tokenizer: a folder that training or `imgtok convert` wrote, or a preset.
         out: Folder for the reconstructions and comparison.png, originals beside reconstructions.
         size: Scale the short side to this and crop to a square first; None: as they are.
+        scales: Decode from this many of the coarsest scales only, for a tokenizer that has several; None: all.
         weights: The preset's published file, instead of a download.
         overwrite: Replace files of equal names in --out.
         device: auto: CUDA if there is one, else the CPU.
@@ -84,9 +86,10 @@ def reconstruct(
     check_originals_stay(sources, {(out / name).resolve() for name in (*targets, COMPARISON)})
     tokenizer = load_tokenizer(model, weights, find_device(device))
     check_size(size, tokenizer)
+    check_scales(scales, tokenizer)
     width = min(max(map(len, targets)), 48)
     scores, compared = list[tuple[float, float]](), list[Pair]()
-    for target, pair in zip(targets, reconstructed(tokenizer, sources, size), strict=True):
+    for target, pair in zip(targets, reconstructed(tokenizer, sources, size, scales), strict=True):
         if pair is not None:
             save_png(out / target, pair.reconstruction)
             print(score_line(target, pair.psnr, pair.ssim, width))
@@ -129,7 +132,15 @@ def check_size(size: int | None, tokenizer: Tokenizer) -> None:
         raise ValueError(f"--size must be a multiple of {reduction}, the tokenizer's pixels per token, got {size}")
 
 
-def reconstructed(tokenizer: Tokenizer, sources: list[ImageSource], size: int | None) -> Iterator[Pair | None]:
+def check_scales(scales: int | None, tokenizer: Tokenizer) -> None:
+    there = len(tokenizer.config.layout.group_sizes)
+    if scales is not None and not 1 <= scales <= there:
+        raise ValueError(f"--scales must be from 1 to {there}, the scales of this tokenizer, got {scales}")
+
+
+def reconstructed(
+    tokenizer: Tokenizer, sources: list[ImageSource], size: int | None, scales: int | None = None
+) -> Iterator[Pair | None]:
     """One by one; None for a picture that cannot be read or is smaller than a token, which the log tells."""
     for source in sources:
         for i, name in enumerate(source.names):
@@ -139,7 +150,7 @@ def reconstructed(tokenizer: Tokenizer, sources: list[ImageSource], size: int | 
                 logger.warning("skipped: %s", error)
                 yield None
             else:
-                yield reconstruct_one(tokenizer, image)
+                yield reconstruct_one(tokenizer, image, scales)
 
 
 def prepare(image: Tensor, name: str, reduction: int, size: int | None) -> Tensor:
@@ -156,9 +167,10 @@ def prepare(image: Tensor, name: str, reduction: int, size: int | None) -> Tenso
     return image[:, top : top + height, left : left + width].contiguous()
 
 
-def reconstruct_one(tokenizer: Tokenizer, image: Tensor) -> Pair:
+def reconstruct_one(tokenizer: Tokenizer, image: Tensor, scales: int | None = None) -> Pair:
     original = to_float(image)[None]
-    result = tokenizer.reconstruct(original.to(tokenizer.from_codes.weight.device)).cpu()
+    indices = tokenizer.encode(original.to(tokenizer.from_codes.weight.device))
+    result = tokenizer.decode(indices, tokenizer.layout_of(original), scales).cpu()
     psnr, ssim = metrics.psnr(result, original), metrics.ssim(result, original)
     return Pair(image, to_uint8(result)[0], float(psnr), float(ssim))
 

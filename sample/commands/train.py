@@ -192,8 +192,7 @@ def check_fit(training: GeneratorTraining, options: GeneratorOptions) -> None:
     if options.resume and (own / hub.CONFIG_FILE).is_file():
         if hub.fingerprint(hub.load(own)) != hub.fingerprint(chosen):
             raise ValueError(f"--tokenizer {options.tokenizer} is not the one that {options.out} was started with")
-    model = hub.build_empty(training.model.config(chosen.config, (Label(size=1),)))
-    model.rope(chosen.from_codes.weight.device)
+    hub.build_empty(training.model.config(chosen.config, (Label(size=1),)))
 
 
 @contextmanager

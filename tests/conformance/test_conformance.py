@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from . import llamagen
+from . import llamagen, var
 from .runner import CASES, FULL_SIZE, ORACLES, Case, Family
 
-FAMILIES: dict[str, Family] = {"llamagen": llamagen.FAMILY}
+FAMILIES: dict[str, Family] = {"llamagen": llamagen.FAMILY, "var": var.FAMILY}
 
 if not CASES.is_dir():
     pytest.skip(f"no conformance cases at {CASES}; IMGTOK_CONFORMANCE names their folder", allow_module_level=True)

@@ -4,13 +4,14 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from imgtok.nn.attention import Attention
 from imgtok.nn.block import Block
 from imgtok.nn.mask import causal
-from imgtok.nn.mlp import SwiGLU, swiglu_hidden
-from imgtok.nn.norm import RMSNorm
+from imgtok.nn.mlp import MLP, SwiGLU, swiglu_hidden
+from imgtok.nn.norm import RMSNorm, layer_norm
 from imgtok.nn.position import Rope, rope_2d, rotate
 from imgtok.tokens import GridLayout
 
@@ -71,6 +72,72 @@ def test_cached_steps_equal_one_pass(kv_heads):
     torch.testing.assert_close(torch.cat(steps, dim=1), block(x, ROPE, causal(6)))
 
 
+@pytest.mark.parametrize("kv_heads", [4, 2])
+@pytest.mark.parametrize("rope", [ROPE, None], ids=["rope", "no-rope"])
+@torch.no_grad()
+def test_a_learned_scale_compares_directions_and_stops_at_100(rope, kv_heads):
+    attention, x, mask = randomise(Attention(16, 4, kv_heads, bias=True, scale="learned")), noise(2, 6, 16), causal(6)
+    attention.log_scale.copy_(torch.tensor([1.0, 0.0, -1.0, 7.0]))
+    q, k, v = F.linear(x, attention.qkv.weight, attention.qkv.bias).split([16, 4 * kv_heads, 4 * kv_heads], dim=-1)
+    out = []
+    for head, scale in enumerate([math.e, 1.0, 1 / math.e, 100.0]):
+        group = head * kv_heads // 4
+        qh, kh = q[..., 4 * head : 4 * head + 4], k[..., 4 * group : 4 * group + 4]
+        qh, kh = qh / qh.norm(dim=-1, keepdim=True), kh / kh.norm(dim=-1, keepdim=True)
+        if rope is not None:
+            qh, kh = (rotate(part[:, :, None], rope)[:, :, 0] for part in (qh, kh))
+        scores = (scale * qh @ kh.transpose(1, 2)).masked_fill(~mask, -torch.inf)
+        out.append(scores.softmax(-1) @ v[:, :, 4 * group : 4 * group + 4])
+    expected = F.linear(torch.cat(out, dim=-1), attention.proj.weight, attention.proj.bias)
+    torch.testing.assert_close(attention(x, rope, mask), expected, atol=5e-5, rtol=1e-4)
+
+
+def test_a_learned_scale_begins_at_4():
+    torch.testing.assert_close(Attention(16, 4, scale="learned").log_scale.exp(), torch.full((4,), 4.0))
+
+
+@pytest.mark.parametrize("scale", ["learned", 0.5])
+@torch.no_grad()
+def test_lengths_of_queries_and_keys_matter_unless_the_scale_is_learned(scale):
+    attention, x = randomise(Attention(16, 4, bias=True, scale=scale)), noise(2, 6, 16)
+    before = attention(x)
+    longer = torch.linspace(0.1, 10, 8).repeat_interleave(4)  # of 4 heads' queries, then of their keys
+    attention.qkv.weight[:32] *= longer[:, None]
+    attention.qkv.bias[:32] *= longer
+    if scale == "learned":
+        torch.testing.assert_close(attention(x), before)
+    else:
+        assert not torch.allclose(attention(x), before, atol=1e-2)
+
+
+@pytest.mark.parametrize("scale", [0.3, 2.0, None])
+@torch.no_grad()
+def test_a_given_scale_multiplies_the_products(scale):
+    attention, x = randomise(Attention(16, 4, scale=scale)), noise(2, 6, 16)
+    q, k, v = (part.unflatten(-1, (4, 4)).transpose(1, 2) for part in (x @ attention.qkv.weight.T).chunk(3, dim=-1))
+    weights = (q @ k.transpose(2, 3) * (0.5 if scale is None else scale)).softmax(-1)
+    expected = (weights @ v).transpose(1, 2).flatten(2) @ attention.proj.weight.T
+    torch.testing.assert_close(attention(x), expected)
+
+
+@torch.no_grad()
+def test_without_a_rope_the_order_does_not_matter():
+    attention, x = randomise(Attention(16, 4)), noise(2, 6, 16)
+    order = torch.tensor([3, 1, 5, 0, 4, 2])
+    torch.testing.assert_close(attention(x[:, order]), attention(x)[:, order])
+    assert not torch.allclose(attention(x[:, order], ROPE), attention(x, ROPE)[:, order], atol=1e-3)
+
+
+@pytest.mark.parametrize("scale", ["learned", None])
+@torch.no_grad()
+def test_half_precision_keeps_its_type_and_is_close(scale):
+    attention, x = randomise(Attention(16, 4, bias=True, scale=scale)), noise(2, 6, 16)
+    expected = attention(x)
+    half = attention.bfloat16()(x.bfloat16())
+    assert half.dtype == torch.bfloat16
+    torch.testing.assert_close(half.float(), expected, atol=0.1, rtol=0)
+
+
 @pytest.mark.parametrize(("width", "heads", "kv_heads"), [(16, 3, None), (16, 4, 3), (16, 2, 4)])
 def test_sizes_that_do_not_divide_are_refused(width, heads, kv_heads):
     with pytest.raises(ValueError, match=f"width {width}, num_heads {heads}, num_kv_heads {kv_heads}"):
@@ -98,6 +165,14 @@ def test_swiglu_follows_its_formula():
     torch.testing.assert_close(mlp(x), hidden @ mlp.down.weight.T)
 
 
+@torch.no_grad()
+def test_mlp_follows_its_formula():
+    mlp, x = randomise(MLP(6, 10)), noise(3, 6)
+    hidden = x @ mlp.fc1.weight.T + mlp.fc1.bias
+    hidden = 0.5 * hidden * (1 + torch.tanh(math.sqrt(2 / math.pi) * (hidden + 0.044715 * hidden**3)))
+    torch.testing.assert_close(mlp(x), hidden @ mlp.fc2.weight.T + mlp.fc2.bias)
+
+
 @pytest.mark.parametrize(
     ("width", "hidden"), [(768, 2048), (1024, 2816), (1280, 3584), (1536, 4096), (3200, 8704), (4096, 11008)]
 )
@@ -112,3 +187,11 @@ def test_rms_norm_computes_in_float32_and_scales_afterwards():
     half = x.bfloat16() * 100
     wide = half.float() / (half.float().square().mean(-1, keepdim=True) + 0.1).sqrt()
     assert torch.equal(norm.bfloat16()(half), wide.bfloat16() * norm.weight)
+
+
+def test_layer_norm_computes_in_float32_and_casts_back():
+    x = noise(4, 8) + 3
+    plain = (x - x.mean(-1, keepdim=True)) / (x.var(-1, correction=0, keepdim=True) + 0.1).sqrt()
+    torch.testing.assert_close(layer_norm(x, eps=0.1), plain)
+    half = x.bfloat16() * 100
+    assert torch.equal(layer_norm(half), layer_norm(half.float()).bfloat16())

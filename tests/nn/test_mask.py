@@ -2,11 +2,28 @@
 
 import torch
 
-from imgtok.nn.mask import cached, causal, padded_causal
+from imgtok.nn.mask import cached, causal, group_causal, padded_causal
 
 
 def test_causal_sees_itself_and_those_before():
     assert causal(3).tolist() == [[True, False, False], [True, True, False], [True, True, True]]
+
+
+def test_a_group_sees_itself_and_those_before():
+    mask = [
+        [1, 0, 0, 0, 0, 0],
+        [1, 1, 1, 1, 0, 0],
+        [1, 1, 1, 1, 0, 0],
+        [1, 1, 1, 1, 0, 0],
+        [1, 1, 1, 1, 1, 1],
+        [1, 1, 1, 1, 1, 1],
+    ]
+    assert torch.equal(group_causal((1, 3, 2)), torch.tensor(mask, dtype=torch.bool))
+
+
+def test_groups_of_one_are_causal_and_one_group_sees_all():
+    assert torch.equal(group_causal([1] * 5), causal(5))
+    assert group_causal([5]).tolist() == [[True] * 5] * 5
 
 
 def test_padding_is_hidden_and_no_row_is_empty():

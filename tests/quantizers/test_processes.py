@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,8 +15,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from imgtok.quantizers.residual import ResidualConfig
 from imgtok.quantizers.usage import code_counts
 from imgtok.quantizers.vector import VectorConfig
+from imgtok.quantizers.views import ScalesConfig, StagesConfig
 
 STEPS = 4
 CONFIGS = {
@@ -25,27 +28,33 @@ CONFIGS = {
     ),
     "reseeded": VectorConfig(codebook_size=16, codebook_dim=3, learning="ema", ema_decay=0.3, reseed_below=0.5),
 }
+CONFIGS |= {
+    "scales": ResidualConfig(stage=CONFIGS["euclidean"], view=ScalesConfig(scales=(1, 2, 3), blends=2)),
+    "stages": ResidualConfig(stage=CONFIGS["euclidean"], view=StagesConfig(count=3), shared=False),
+    "reseeded-scales": ResidualConfig(
+        stage=replace(CONFIGS["reseeded"], l2_norm=False), view=ScalesConfig(scales=(1, 2, 3), blends=2)
+    ),
+}
 
 
 def noise(seed: int, *shape: int) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def train(config: VectorConfig, share: slice) -> dict[str, Tensor]:
-    """Some steps of upkeep on a share of each batch of four pictures of nine latents; all that it leaves behind."""
+def train(config: VectorConfig | ResidualConfig, share: slice) -> dict[str, Tensor]:
+    """Some steps of upkeep on a share of each batch of four pictures of 3 x 3 latents; all that it leaves behind."""
     quantizer = config.build()
     with torch.no_grad():
-        quantizer.embedding.weight.copy_(noise(99, config.codebook_size, 3))
+        for parameter in quantizer.parameters():
+            parameter.copy_(noise(99, *parameter.shape))
     upkeep, reseeded = quantizer.upkeep(), torch.tensor(0)
     for step in range(STEPS):
-        latents = noise(step, 4, 9, 3)[share] + 1
+        latents = noise(step, 4, 3, 3, 3)[share] + 1
         indices = quantizer(latents).indices
         logged = upkeep.update(quantizer, latents, indices, torch.Generator().manual_seed(step))
         reseeded += logged["reseeded"]
     use = code_counts(indices, config.codebook_size)
-    return {**quantizer.state_dict(), **upkeep.state_dict(), "perplexity": logged["perplexity"], "use": use} | {
-        "reseeded": reseeded
-    }
+    return {**quantizer.state_dict(), **upkeep.state_dict(), **logged, "use": use, "reseeded": reseeded}
 
 
 def work(rank: int, folder: Path) -> None:
@@ -78,7 +87,7 @@ def test_both_processes_end_with_the_same_codebook(both, name):
         assert torch.equal(first[key], second[key]), key
 
 
-@pytest.mark.parametrize("name", ["cosine", "euclidean"])
+@pytest.mark.parametrize("name", ["cosine", "euclidean", "scales", "stages"])
 def test_two_processes_equal_one_on_the_whole_batch(both, name):
     whole, half = train(CONFIGS[name], slice(None)), train(CONFIGS[name], slice(0, 2))
     for key, value in whole.items():
@@ -87,7 +96,8 @@ def test_two_processes_equal_one_on_the_whole_batch(both, name):
 
 
 def test_the_processes_did_re_seed(both):
-    assert int(both[0]["reseeded"]["reseeded"]) > 0
+    for name in ("reseeded", "reseeded-scales"):
+        assert int(both[0][name]["reseeded"]) > 0
 
 
 if __name__ == "__main__":

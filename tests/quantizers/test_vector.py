@@ -222,6 +222,25 @@ def test_dead_codes_move_to_latents_of_the_batch(l2_norm, learning):
     torch.testing.assert_close(upkeep.sums[2:] / upkeep.counts[2:, None], quantizer.embedding.weight[2:])
 
 
+@pytest.mark.parametrize("learning", ["loss", "ema"])
+def test_codes_that_the_first_batch_has_little_use_for_can_begin_on_its_latents(learning):
+    """Near zero, one code takes all latents of a place far from there; then all take part."""
+    config = replace(CONFIG, codebook_size=8, l2_norm=False, learning=learning, begin="latents", reseed_below=0.02)
+    quantizer, latents = quantizer_of(config, 0.01 * noise(8, 4)), 5 + noise(4, 50, 4, seed=1)
+    upkeep, first = quantizer.upkeep(), quantizer(latents).indices
+    used = len(first.unique())
+    assert used < 4
+    assert int(upkeep.update(quantizer, latents, first, dice())["reseeded"]) >= 8 - used
+    second = quantizer(latents).indices
+    assert len(second.unique()) > 6
+    assert int(upkeep.update(quantizer, latents, second, dice())["reseeded"]) == 0
+    if learning == "ema":  # a used code is the mean of its latents, whatever it was before
+        codes = quantizer_of(config, 0.01 * noise(8, 4))
+        codes.upkeep().update(codes, latents, first, dice())
+        kept = int(first.flatten().mode().values)
+        torch.testing.assert_close(codes.embedding.weight[kept], latents[first == kept].mean(0))
+
+
 def test_a_code_with_a_fair_share_is_not_re_seeded():
     quantizer = quantizer_of(replace(CONFIG, codebook_size=2, reseed_below=0.1, ema_decay=0.0), torch.eye(4)[:2])
     indices = torch.tensor([[0] * 18 + [1] * 2])  # a tenth of all, a fifth of the mean

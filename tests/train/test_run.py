@@ -17,9 +17,15 @@ import torch
 
 import imgtok
 from imgtok import config as configs
+from imgtok.data import load as load_images
 from imgtok.generators import load as load_generator
+from imgtok.hub import fingerprint
+from imgtok.quantizers.residual import ResidualConfig
+from imgtok.quantizers.views import ScalesConfig
 from imgtok.sample import generate
+from imgtok.tokencache import encode_source
 from imgtok.train import checkpoint, tasks
+from imgtok.train.config import NextScaleSizes
 from imgtok.train.log import read
 from imgtok.train.loop import Diverged, Stopped
 from imgtok.train.run import train_generator, train_tokenizer
@@ -57,6 +63,38 @@ def test_a_tokenizer_learns_and_is_saved(tokenizer_training, tmp_path):
     assert outcome.metrics["val_psnr"] > 10
 
 
+def of_maps(training, **changes):
+    """The same training for a tokenizer of three maps, all but the last stage dropped now and then."""
+    stage = replace(training.tokenizer.quantizer, l2_norm=False)
+    view = ScalesConfig(scales=(1, 2, 4), blends=2)
+    quantizer = ResidualConfig(stage=stage, view=view, dropout=0.2)
+    return replace(training, tokenizer=replace(training.tokenizer, quantizer=quantizer, code_kernel=3), **changes)
+
+
+@pytest.mark.parametrize("learning", ["ema", "loss"])
+def test_a_tokenizer_of_maps_learns_and_encodes_a_data_set(tokenizer_training, pictures, learning, tmp_path):
+    config = longer(tokenizer_training, steps=150, batch_size=8, evaluate_every=0, checkpoint_every=150, ema_decay=0.9)
+    stage = replace(config.tokenizer.quantizer, learning=learning)
+    config = replace(config, tokenizer=replace(config.tokenizer, quantizer=stage))
+    config = of_maps(config, loss=replace(config.loss, codebook=1.0 if learning == "loss" else 0.0))
+    outcome = train_tokenizer(config, tmp_path / "run", device="cpu")
+    rows = [row for row in read(tmp_path / "run" / "log.jsonl") if "loss" in row]
+    assert rows[-1]["loss"] < 0.5 * rows[0]["loss"]
+    logged = {"codes_used", "perplexity", "reseeded", "codes_used_0", "codes_used_2", "perplexity_0", "perplexity_2"}
+    assert logged | {"commitment", "codebook" if learning == "loss" else "blend"} <= rows[0].keys()
+    assert outcome.metrics["val_psnr"] > 10
+    loaded = imgtok.load(tmp_path / "run")
+    assert loaded.config == config.tokenizer
+    cache = encode_source(loaded, fingerprint(loaded), load_images(pictures), tmp_path / "tokens")
+    assert cache.description.layout == loaded.config.layout
+    assert cache.rows(torch.arange(3))[0].shape == (3, 1 + 4 + 16)
+
+
+def test_a_generator_of_one_grid_refuses_maps(tokenizer_training, generator_training):
+    with pytest.raises(ValueError, match="reads one grid of tokens, but the tokenizer codes an image in several maps"):
+        generator_training.model.config(of_maps(tokenizer_training).tokenizer, ())
+
+
 def test_a_generator_learns_and_samples(tokenizer_training, generator_training, tmp_path):
     train_tokenizer(longer(tokenizer_training, steps=60), tmp_path / "tokenizer", device="cpu")
     config = longer(generator_training, steps=120, batch_size=8, evaluate_every=0, ema_decay=0.9)
@@ -68,8 +106,32 @@ def test_a_generator_learns_and_samples(tokenizer_training, generator_training, 
     assert images.shape == (2, 3, 16, 16)
 
 
+def test_a_next_scale_generator_learns_samples_and_resumes(tokenizer_training, generator_training, tmp_path):
+    train_tokenizer(longer(of_maps(tokenizer_training), steps=60), tmp_path / "tokenizer", device="cpu")
+    model = NextScaleSizes(width=16, depth=2, num_heads=2, mlp_ratio=2, dropout=0.1, drop_path=0.1, gate_init=0.3)
+    config = longer(replace(generator_training, model=model), steps=120, batch_size=8, ema_decay=0.9)
+    config = longer(config, evaluate_every=0, checkpoint_every=60)
+    outcome = train_generator(config, tmp_path / "tokenizer", tmp_path / "run", device="cpu")
+    assert outcome.metrics["val_loss"] < 0.9 * math.log(32)
+    generator, tokenizer = load_generator(tmp_path / "run"), imgtok.load(tmp_path / "run" / "tokenizer")
+    (images,) = generate(generator, tokenizer, torch.tensor([[0], [1]]))
+    assert images.shape == (2, 3, 16, 16)
+    shutil.copytree(tmp_path / "run", tmp_path / "again")
+    (tmp_path / "again" / "checkpoints" / "step-00000120.pt").unlink()
+    train_generator(config, tmp_path / "tokenizer", tmp_path / "again", device="cpu", resume=True)
+    assert states_equal(tmp_path / "run", tmp_path / "again")
+
+
+def test_a_next_scale_generator_refuses_one_grid(tokenizer_training):
+    sizes = NextScaleSizes(width=16, depth=2, num_heads=2)
+    with pytest.raises(ValueError, match="predicts map after map, but the tokenizer codes an image in one grid"):
+        sizes.config(tokenizer_training.tokenizer, ())
+
+
 @pytest.mark.parametrize("adversarial", [0.0, 0.1])
-def test_a_resumed_tokenizer_run_equals_the_uninterrupted_one(tokenizer_training, adversarial, tmp_path):
+@pytest.mark.parametrize("maps", [False, True], ids=["grid", "maps"])
+def test_a_resumed_tokenizer_run_equals_the_uninterrupted_one(tokenizer_training, maps, adversarial, tmp_path):
+    tokenizer_training = of_maps(tokenizer_training) if maps else tokenizer_training
     loss = replace(tokenizer_training.loss, adversarial=adversarial, adversarial_start=2)
     small = replace(loss.discriminator, width=8, num_layers=2, norm="group")
     config = replace(tokenizer_training, loss=replace(loss, discriminator=small))

@@ -3,7 +3,15 @@
 from collections.abc import Callable
 
 from imgtok.train.config import GeneratorTraining, TokenizerTraining
-from imgtok.train.recipes import llamagen, quickstart
+from imgtok.train.recipes import llamagen, quickstart, quickstart_var
 
-TOKENIZERS: dict[str, Callable[[], TokenizerTraining]] = {**quickstart.TOKENIZERS, **llamagen.TOKENIZERS}
-GENERATORS: dict[str, Callable[[], GeneratorTraining]] = {**quickstart.GENERATORS, **llamagen.GENERATORS}
+TOKENIZERS: dict[str, Callable[[], TokenizerTraining]] = {
+    **quickstart.TOKENIZERS,
+    **quickstart_var.TOKENIZERS,
+    **llamagen.TOKENIZERS,
+}
+GENERATORS: dict[str, Callable[[], GeneratorTraining]] = {
+    **quickstart.GENERATORS,
+    **quickstart_var.GENERATORS,
+    **llamagen.GENERATORS,
+}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,7 +15,11 @@ from imgtok.backbones.cnn import CNNConfig
 from imgtok.data import save_png
 from imgtok.generators.condition import Label, LabelConditionConfig, TextConditionConfig
 from imgtok.generators.generator import GeneratorConfig
+from imgtok.generators.next_scale import NextScaleConfig
+from imgtok.hub import ModelConfig
+from imgtok.quantizers.residual import ResidualConfig
 from imgtok.quantizers.vector import VectorConfig
+from imgtok.quantizers.views import ScalesConfig
 from imgtok.sample.cli import main
 from imgtok.tokenizer import TokenizerConfig
 
@@ -78,7 +83,10 @@ def tokenizer_config() -> TokenizerConfig:
 
 @pytest.fixture(scope="session")
 def models(tmp_path_factory, tokenizer_config) -> Path:
-    """Folders: tokenizer, other-tokenizer, generator (labels, tokenizer inside), text-generator (no tokenizer)."""
+    """Folders: tokenizer, other-tokenizer, generator (labels, tokenizer inside), text-generator (no tokenizer).
+
+    And next-scale, with a tokenizer of three maps inside.
+    """
     root = tmp_path_factory.mktemp("models")
     labels = LabelConditionConfig(
         labels=(
@@ -95,6 +103,20 @@ def models(tmp_path_factory, tokenizer_config) -> Path:
         filled(generator_config(tokenizer_config, TextConditionConfig(num_slots=3, feature_dim=6)), 4),
         root / "text-generator",
     )
+    stage = VectorConfig(codebook_size=32, codebook_dim=4, l2_norm=False)
+    maps = replace(
+        tokenizer_config, quantizer=ResidualConfig(stage=stage, view=ScalesConfig(scales=(1, 2, 4), blends=2))
+    )
+    hub.save(
+        filled(
+            NextScaleConfig(
+                layout=maps.layout, codebook_size=32, codebook_dim=4, condition=labels, width=16, depth=1, num_heads=2
+            ),
+            5,
+        ),
+        root / "next-scale",
+    )
+    hub.save(filled(maps, 6), root / "next-scale" / "tokenizer")
     return root
 
 
@@ -112,7 +134,7 @@ def generator_config(
     )
 
 
-def filled(config: TokenizerConfig | GeneratorConfig, seed: int) -> torch.nn.Module:
+def filled(config: ModelConfig, seed: int) -> torch.nn.Module:
     """A model with random weights that are strong enough for outputs that differ."""
     model, dice = config.build(), torch.Generator().manual_seed(seed)
     with torch.no_grad():

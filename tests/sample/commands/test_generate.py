@@ -101,6 +101,23 @@ def test_a_way_that_there_is_not_is_refused_and_nothing_written(refused, models,
     assert not (tmp_path / "out").exists()
 
 
+def test_a_next_scale_generator_draws_stage_by_stage(run, refused, models, tmp_path):
+    words = ("generate", "--model", models / "next-scale", "--num", 5, "--guidance-schedule", "linear")
+    for name, batch_size in (("one", 1), ("all", 5)):
+        result = run(*words, "--batch-size", batch_size, "--out", tmp_path / name)
+        assert (result.status, result.err) == (0, "")
+        assert "3.0 network calls an image" in result.out
+    assert same(images(tmp_path / "one"), images(tmp_path / "all"))
+    for word, option in (("--strategy jacobi", ("--strategy", "jacobi")), ("--compile", ("--compile",))):
+        refused(f"{word} is for next-token generators", *words, *option, "--out", tmp_path / "refused")
+    refused("draws 3 maps of tokens an image but the tokenizer has 1", *words, "--tokenizer", models / "tokenizer")
+
+
+def test_a_next_scale_generator_is_no_draft_model(refused, models, tmp_path):
+    words = ("--strategy", "draft", "--draft-model", models / "next-scale", "--out", tmp_path / "out")
+    refused("needs one that draws token by token", "generate", "--model", models / "generator", *words)
+
+
 def test_another_seed_gives_other_images(run, models, tmp_path):
     for seed in (0, 10**30):
         run("generate", "--model", models / "generator", "--seed", seed, "--out", tmp_path / str(seed))

@@ -202,3 +202,14 @@ def test_names_in_a_cache_do_not_lead_out_of_the_folder(run, models, tokens, tmp
 
 def test_reserved_names_are_kept_free():
     assert picture_names(["Grid.jpg", "grid.png"], reserved=["grid.png"]) == ["Grid-2.png", "grid-3.png"]
+
+
+def test_the_coarsest_scales_alone_give_a_preview(run, refused, models, pictures, tmp_path):
+    words = ("reconstruct", pictures, "--model", models / "next-scale" / "tokenizer", "--size", 16)
+    for scales in (1, 3):
+        assert run(*words, "--scales", scales, "--out", tmp_path / str(scales)).status == 0
+    assert run(*words, "--out", tmp_path / "all").status == 0
+    one, three, every = (read_picture(next((tmp_path / name).rglob("0.png"))) for name in ("1", "3", "all"))
+    assert torch.equal(three, every) and not torch.equal(one, every)
+    for scales in (0, 4):
+        refused("--scales must be from 1 to 3", *words, "--scales", scales, "--out", tmp_path / "refused")
