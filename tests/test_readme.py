@@ -22,6 +22,11 @@ def test_readme_examples_run(tmp_path, monkeypatch):
     assert (tmp_path / "my-tokenizer" / "model.safetensors").is_file()
 
 
+def test_the_examples_of_the_next_scale_page_run():
+    (block,) = examples((ROOT / "docs" / "next-scale.md").read_text(encoding="utf-8"))
+    exec(compile(block, "docs/next-scale.md", "exec"), {})
+
+
 @pytest.mark.parametrize("path", ["README.md", *(f"docs/{p.name}" for p in (ROOT / "docs").glob("*.md"))])
 def test_links_between_documents_lead_somewhere(path):
     page = ROOT / path

@@ -41,9 +41,7 @@ def convert_tokenizer(state: State) -> State:
     """Published VQModel parameters to ours."""
     state = drop(state, r"quantize\.codebook_used|loss\..*")
     state = taming_to_ours(rename(state, [(r"\.conv_blocks\.", ".levels.")]))
-    state = fuse(state, ("q", "k", "v"), "qkv")
-    projections = ("to_codes.weight", "from_codes.weight")  # 1x1 convolutions; the strict loader judges the result
-    return {name: tensor.flatten(1) if name in projections else tensor for name, tensor in state.items()}
+    return fuse(state, ("q", "k", "v"), "qkv")
 
 
 def vq(multipliers: list[int]) -> TokenizerConfig:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+from torch import Tensor
+
 from imgtok.convert import State, rename
 
 RULES = [
@@ -15,6 +17,7 @@ RULES = [
     (r"^quant_conv\.", "to_codes."),
     (r"^post_quant_conv\.", "from_codes."),
 ]
+PROJECTIONS = ("to_codes.weight", "from_codes.weight")
 
 
 def taming_to_ours(state: State) -> State:
@@ -23,7 +26,13 @@ def taming_to_ours(state: State) -> State:
     Attention sits between residual blocks where the level has any.
     """
     attentive = {match[1] for name in state if (match := re.match(r"((?:en|de)coder\.levels\.\d+)\.attn\.", name))}
-    return rename({interleave(name, attentive): tensor for name, tensor in state.items()}, RULES)
+    state = rename({interleave(name, attentive): tensor for name, tensor in state.items()}, RULES)
+    return {name: as_linear(tensor) if name in PROJECTIONS else tensor for name, tensor in state.items()}
+
+
+def as_linear(weight: Tensor) -> Tensor:
+    """The weight of a 1 x 1 convolution as that of the linear layer that it is; others stay."""
+    return weight.flatten(1) if weight.shape[2:] == (1, 1) else weight
 
 
 def interleave(name: str, attentive: set[str]) -> str:

@@ -216,4 +216,4 @@ def test_misfits_of_a_published_file_are_listed_together(preset, tmp_path):
     assert missing == "missing: backbone.decoder.mid.1.qkv.weight, backbone.encoder.mid.1.qkv.weight, to_codes.weight"
     for name in ("encoder.mid.1.q.weight", "encoder.mid.1.v.weight", "decoder.mid.1.q.weight", "quantizer.extra"):
         assert name in unexpected
-    assert misshapen == "misshapen: from_codes.weight (16, 72) instead of (16, 8)"
+    assert misshapen == "misshapen: from_codes.weight (16, 8, 3, 3) instead of (16, 8)"
