@@ -22,13 +22,13 @@ class CumulativeInputs(nn.Module):
         self.start = nn.Parameter(torch.empty(group_sizes[0], width))
         self.group_sizes = group_sizes
 
-    def forward(self, prefix: Prefix, seen: Tensor) -> Tensor:
-        """Teacher forcing: prefix b 1 c, and what all stages but the first see, b n-n0 d: b n c."""
+    def forward(self, prefix: Prefix, seen: Tensor, places: Tensor) -> Tensor:
+        """Teacher forcing: prefix b 1 c, what all stages but the first see, b n-n0 d, and `places()`: b n c."""
         first = prefix.embeddings + self.start
-        return torch.cat([first, self.latents(seen)], dim=1) + self.places()
+        return torch.cat([first, self.latents(seen)], dim=1) + places
 
     def stage(self, prefix: Prefix, stage: int, seen: Tensor | None, places: Tensor) -> Tensor:
-        """The same for one stage; `seen` b n_k d, None for the first: b n_k c. `places` are those of all stages."""
+        """The same for one stage; `seen` b n_k d, None for the first: b n_k c."""
         end = sum(self.group_sizes[: stage + 1])
         x = prefix.embeddings + self.start if seen is None else self.latents(seen)
         return x + places[end - self.group_sizes[stage] : end]

@@ -128,19 +128,17 @@ class NextScaleGenerator(nn.Module):
             assert isinstance(block, AdaLNBlock)
             for branch in (block.attention.proj, block.mlp.fc2):
                 branch.weight.div_((2 * len(self.blocks)) ** 0.5)
-            if isinstance(block.modulation, nn.Linear):
-                block.modulation.weight[: 2 * width].mul_(self.config.gate_init)
-                block.modulation.weight[2 * width :].mul_(0.5)
-        if self.shared is not None:
-            self.shared.weight[: 2 * width].mul_(self.config.gate_init)
-            self.shared.weight[2 * width :].mul_(0.5)
+        for modulation in (self.shared, *(block.modulation for block in self.blocks)):
+            if isinstance(modulation, nn.Linear):
+                modulation.weight[: 2 * width].mul_(self.config.gate_init)
+                modulation.weight[2 * width :].mul_(0.5)
         self.head.modulation.weight.mul_(0.5)
         self.head.logits.weight.mul_(0.02)
 
     def forward(self, seen: Tensor, condition: Tensor) -> Tensor:
         """Teacher forcing: what all stages but the first see, b n-n0 d, and labels b k -> logits b n v."""
         told = self.tell(condition)
-        x = self.dropout(self.inputs(told.prefix, seen.to(self.dtype)))
+        x = self.dropout(self.inputs(told.prefix, seen.to(self.dtype), told.places))
         mask = group_causal(self.config.layout.group_sizes, x.device)
         for block, modulation in zip(self.blocks, told.blocks, strict=True):
             x = block(x, modulation, mask)

@@ -12,11 +12,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
-import torch._dynamo
-import torch._inductor.config
 from torch import Tensor, nn
-from torch._inductor.cpp_builder import get_cpp_compiler
-from torch._inductor.exc import InvalidCxxCompiler
 from torch.utils._pytree import tree_map_only
 
 from imgtok.generators.pack import is_packed
@@ -31,6 +27,9 @@ def compiling(step: Callable[..., Any], generator: nn.Module, varied: str) -> It
 
     ValueError for a packed generator, whose weights no compiler can read; RuntimeError where there is no compiler.
     """
+    import torch._dynamo  # here and below: a second that only those who compile should wait for
+    import torch._inductor.config
+
     if is_packed(generator):
         raise ValueError("a packed generator cannot be compiled; give the generator that it was made from")
     device = next(generator.parameters()).device
@@ -57,6 +56,9 @@ def compiling(step: Callable[..., Any], generator: nn.Module, varied: str) -> It
 
 def can_compile(device: torch.device) -> bool:
     """Whether this machine has what it takes."""
+    from torch._inductor.cpp_builder import get_cpp_compiler
+    from torch._inductor.exc import InvalidCxxCompiler
+
     if device.type != "cpu":
         return True
     try:
@@ -68,6 +70,8 @@ def can_compile(device: torch.device) -> bool:
 
 def check_built_in(generator: nn.Module) -> None:
     """Forgets all compiled code if these weights were changed in place since they were built in."""
+    import torch._dynamo
+
     version = sum(parameter._version for parameter in generator.parameters())
     if _built_in.setdefault(generator, version) != version:
         torch._dynamo.reset()

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch._dynamo.utils import counters
+from torch._inductor import cpp_builder
+from torch._inductor.exc import InvalidCxxCompiler
 
 from imgtok.generators.pack import packed
-from imgtok.sample import compiled as module
 from imgtok.sample.compiled import can_compile, compiling
 from imgtok.sample.guidance import Guidance
 from imgtok.sample.images import SamplerConfig, Statistics, generate_tokens
@@ -64,6 +68,12 @@ def test_the_tuner_can_measure_compiled_calls(pair):
     assert call_seconds(pair[0], Guidance(scale=2.0), 2, 4, compile=True) > 0
 
 
+def test_those_who_do_not_compile_do_not_wait_for_the_compiler():
+    """It takes a second to import."""
+    code = "import sys, imgtok.sample.cli, imgtok.sample.images; sys.exit('torch._dynamo' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
 def test_a_packed_generator_is_refused(pair):
     generator, condition = pair
     with pytest.raises(ValueError, match="a packed generator cannot be compiled"):
@@ -72,8 +82,8 @@ def test_a_packed_generator_is_refused(pair):
 
 def test_a_missing_compiler_is_told(pair, monkeypatch):
     def missing() -> str:
-        raise module.InvalidCxxCompiler
+        raise InvalidCxxCompiler
 
-    monkeypatch.setattr(module, "get_cpp_compiler", missing)
+    monkeypatch.setattr(cpp_builder, "get_cpp_compiler", missing)
     with pytest.raises(RuntimeError, match="needs a C\\+\\+ compiler"), compiling(lambda: None, pair[0], "columns"):
         pass
