@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from scipy import stats
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -22,6 +21,7 @@ from imgtok.sample.scorer import Scorer, new_cache
 from imgtok.sample.strategy import Progress
 from imgtok.tokens import GridLayout
 
+from .frequencies import check_frequencies
 from .no_sync import NoSync
 from .toys import Recorder
 
@@ -193,24 +193,13 @@ def test_sequences_are_drawn_as_often_as_the_model_says(make_generator, layout, 
     generator, draws = make_generator(layout, codebook_size=4, depth=1), 200_000
     condition = torch.tensor([[2, 1]])
     probs = enumerate_law(generator, condition, law, guidance)
-    torch.testing.assert_close(probs.sum(), torch.tensor(1.0, dtype=torch.float64), atol=1e-5, rtol=0)
     counts = torch.zeros(len(probs), dtype=torch.int64)
     for start in range(0, draws, 20_000):
         keys = image_keys(11, range(start, start + 20_000))
         tokens = sample_tokens(generator, condition.expand(20_000, -1), keys, law=law, guidance=guidance)
         number = (tokens * 4 ** torch.arange(tokens.shape[1]).flip(0)).sum(1)
         counts += torch.bincount(number, minlength=len(probs))
-    assert not counts[probs == 0].any()
-    expected = probs * draws
-    rare = (expected < 10) & (expected > 0)  # too few of each to judge alone
-    often = expected >= 10
-    groups = [(counts[often], expected[often])]
-    if expected[rare].sum() >= 10:
-        groups.append((counts[rare].sum()[None], expected[rare].sum()[None]))
-    statistic = sum(float(((count - mean) ** 2 / mean).sum()) for count, mean in groups)
-    freedom = sum(len(count) for count, _ in groups) - 1
-    assert freedom >= 7
-    assert statistic < stats.chi2.ppf(1 - 1e-6, freedom)
+    check_frequencies(counts, probs)
 
 
 # -- what must not happen in the loop ---------------------------------------------------------------------------------

@@ -7,7 +7,6 @@ from copy import deepcopy
 from typing import Any, NamedTuple
 
 import torch
-from scipy import stats
 from torch import Tensor
 
 from imgtok.generators.condition import TextFeatures
@@ -20,6 +19,7 @@ from imgtok.sample.scorer import Scorer
 from imgtok.sample.strategy import Job, Progress, Strategy
 from imgtok.tokens import GridLayout
 
+from .frequencies import check_frequencies
 from .no_sync import NoSync
 from .toys import TableGenerator
 
@@ -125,12 +125,5 @@ def check_joint(
         probs[int(sequence, v)] = probability
     torch.testing.assert_close(probs.sum(), torch.tensor(1.0, dtype=torch.float64))
     counts = torch.bincount((drawn.tokens * v ** torch.arange(n).flip(0)).sum(1), minlength=v**n)
-    assert not counts[probs == 0].any()
-    expected, often = probs * draws, probs * draws >= 10
-    groups = [(counts[often], expected[often]), (counts[~often].sum()[None], expected[~often].sum()[None])]
-    groups = [(count, mean) for count, mean in groups if mean.sum() >= 10]  # the rare ones together, if at all
-    statistic = sum(float(((count - mean) ** 2 / mean).sum()) for count, mean in groups)
-    freedom = sum(len(count) for count, _ in groups) - 1
-    assert freedom >= 7
-    assert statistic < stats.chi2.ppf(1 - 1e-6, freedom)
+    check_frequencies(counts, probs)
     return drawn
