@@ -36,6 +36,8 @@ class CacheLabels:
 @dataclass(frozen=True, kw_only=True)
 class CacheDescription:
     layout: TokenLayout
+    index_shape: tuple[int, ...] = ()
+    """Axes of the indices of one token: none for one index, (k,) for k side by side."""
     codebook_size: int
     tokenizer: str
     """Fingerprint of the tokenizer's configuration and weights."""
@@ -45,7 +47,9 @@ class CacheDescription:
 
 
 class TokenCache:
-    """Rows of tokens n and labels k. Row i * versions + j is version j of image i; version 0 is the image as it is."""
+    """Rows of tokens n (n k, if a token has k indices) and labels. Row i * versions + j is version j of image i;
+    version 0 is the image as it is.
+    """
 
     def __init__(self, folder: str | Path) -> None:
         folder = Path(folder)
@@ -64,7 +68,7 @@ class TokenCache:
         if not isinstance(self.names, list) or not all(isinstance(name, str) for name in self.names):
             raise ValueError(f"the tokens in {folder} are damaged: {NAMES} is no list of names")
         rows = len(self.names) * self.versions
-        expected = (rows, self.description.layout.num_tokens)
+        expected = (rows, self.description.layout.num_tokens, *self.description.index_shape)
         if self.tokens.shape != expected or self.labels.shape != (rows, len(self.description.labels)):
             raise ValueError(
                 f"the tokens in {folder} are damaged: {self.tokens.shape} tokens and {self.labels.shape} labels, "
@@ -110,6 +114,8 @@ def encode_source(
 
     `flip` adds mirrored versions, `shifts` as many versions translated by at most `max_shift` pixels on white.
     """
+    if not tokenizer.quantizer.codebook_size:
+        raise ValueError("the tokenizer's tokens are vectors, but only indices of codes can be written")
     device = tokenizer.from_codes.weight.device
     source_labels, label_sets = labels_of(source)
     small = np.uint16 if tokenizer.quantizer.codebook_size <= 1 << 16 else np.int32
@@ -129,6 +135,7 @@ def encode_source(
     all_tokens = np.concatenate(tokens)
     description = CacheDescription(
         layout=tokenizer.config.layout,
+        index_shape=tokenizer.config.quantizer.index_shape,
         codebook_size=tokenizer.quantizer.codebook_size,
         tokenizer=fingerprint,
         versions=all_tokens.shape[1],
@@ -141,9 +148,9 @@ def encode_source(
 def write_cache(
     folder: str | Path, description: CacheDescription, tokens: Integers, labels: Integers, names: list[str]
 ) -> None:
-    """tokens i v n (image, version, token), labels i k."""
+    """tokens i v n ... (image, version, token), labels i k."""
     with replacing_folder(folder) as temporary:
-        np.save(temporary / TOKENS, tokens.reshape(-1, tokens.shape[-1]))
+        np.save(temporary / TOKENS, tokens.reshape(-1, *tokens.shape[2:]))
         np.save(temporary / LABELS, labels.repeat(description.versions, axis=0))
         (temporary / NAMES).write_text(json.dumps(names), encoding="utf-8")
         configs.save(description, temporary / DESCRIPTION)

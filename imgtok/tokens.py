@@ -27,6 +27,11 @@ class GridLayout:
         return (self.num_tokens,)
 
     @property
+    def sizes(self) -> tuple[tuple[int, int], ...]:
+        """Height and width of each map."""
+        return ((self.height, self.width),)
+
+    @property
     def latent_shape(self) -> tuple[int, ...]:
         return (self.height, self.width)
 
@@ -47,6 +52,38 @@ class GridLayout:
         """Row and column of each token: n 2, float32."""
         rows, columns = torch.meshgrid(torch.arange(self.height), torch.arange(self.width), indexing="ij")
         return torch.stack([rows.flatten(), columns.flatten()], dim=-1).float()
+
+
+@dataclass(frozen=True)
+class SequenceLayout:
+    """One token per latent of a sequence that lies on no grid; those that matter most may come first (1-D tokens)."""
+
+    length: int
+
+    @property
+    def num_tokens(self) -> int:
+        return self.length
+
+    @property
+    def group_sizes(self) -> tuple[int, ...]:
+        return (self.length,)
+
+    @property
+    def latent_shape(self) -> tuple[int, ...]:
+        return (self.length,)
+
+    def flatten(self, values: Tensor) -> Tensor:
+        """b n ... as they are."""
+        return values
+
+    def unflatten(self, values: Tensor) -> Tensor:
+        """b n ... as they are; ValueError if n is another length."""
+        if values.shape[1] != self.length:
+            raise ValueError(
+                f"{values.shape[1]} tokens were given, but an image has {self.length}; "
+                f"pass layout=SequenceLayout({values.shape[1]}) to decode from the first {values.shape[1]} alone"
+            )
+        return values
 
 
 @dataclass(frozen=True)
@@ -109,7 +146,12 @@ class ScaleLayout:
         )
 
 
-TokenLayout = GridLayout | ScaleLayout
+def plain_layout(latent_shape: tuple[int, ...]) -> GridLayout | SequenceLayout:
+    """One token per latent, on a grid (height, width) or in a sequence (length,)."""
+    return GridLayout(*latent_shape) if len(latent_shape) == 2 else SequenceLayout(*latent_shape)
+
+
+TokenLayout = GridLayout | SequenceLayout | ScaleLayout
 
 
 def sizes_text(sizes: Iterable[tuple[int, ...]]) -> str:

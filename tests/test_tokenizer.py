@@ -8,11 +8,14 @@ import torch
 
 from imgtok import config as configs
 from imgtok.backbones.cnn import CNNConfig
+from imgtok.backbones.query import QueryConfig
+from imgtok.backbones.vit import ViTConfig
+from imgtok.quantizers.factorized import ProductConfig
 from imgtok.quantizers.residual import ResidualConfig
 from imgtok.quantizers.vector import VectorConfig
 from imgtok.quantizers.views import ScalesConfig
 from imgtok.tokenizer import Tokenizer, TokenizerConfig
-from imgtok.tokens import GridLayout, ScaleLayout
+from imgtok.tokens import GridLayout, ScaleLayout, SequenceLayout
 
 CNN = CNNConfig(
     encoder_widths=(8, 8, 8),
@@ -242,3 +245,89 @@ def test_maps_in_half_precision_are_added_in_float32():
     decoded = half.decode(half.encode(images))
     assert decoded.dtype == half(images).quantized.latents.dtype == torch.float32
     torch.testing.assert_close(decoded, model.decode(half.encode(images)), atol=0.1, rtol=0)
+
+
+# -- other backbones, and several codes for each token ----------------------------------------------------------------
+
+VIT = ViTConfig(width=16, depth=1, num_heads=2)
+SEQUENCE = replace(
+    CONFIG,
+    backbone=QueryConfig(latents=(6,), patch_size=4, grid=(4, 4), encoder=VIT, decoder=replace(VIT, width=24)),
+    pixel_range=(0.0, 1.0),
+)
+PAIRS = replace(
+    CONFIG,
+    backbone=replace(SEQUENCE.backbone, latents=(3, 3), branches=2),
+    quantizer=ProductConfig(branch=VectorConfig(codebook_size=64, codebook_dim=4)),
+)
+TWO_MAPS = replace(SCALES.quantizer, view=ScalesConfig(scales=(1, 3), blends=1))
+SCALED_PAIRS = replace(PAIRS, quantizer=ProductConfig(branch=TWO_MAPS))
+new = pytest.mark.parametrize("config", [SEQUENCE, PAIRS, SCALED_PAIRS], ids=["sequence", "pairs", "scaled-pairs"])
+
+
+@new
+@pytest.mark.parametrize(("height", "width"), [(16, 16), (8, 20)])
+def test_any_size_is_encoded_by_queries_and_decoded(config, height, width):
+    model, images = shaken(config), pictures(2, height, width)
+    indices = model.encode(images)
+    assert indices.shape == (2, model.layout_of(images).num_tokens, *config.quantizer.index_shape)
+    assert indices.unique().numel() > 2
+    decoded = model.decode(indices, size=(height, width))
+    assert decoded.shape == images.shape
+    assert torch.equal(model.decode(indices, model.layout_of(images), size=(height, width)), decoded)
+    assert torch.equal(model.reconstruct(images), decoded)
+    torch.testing.assert_close(model(images).images.clamp(-1, 1), decoded)
+
+
+def test_a_sequence_has_as_many_tokens_whatever_the_size():
+    assert SEQUENCE.layout == SEQUENCE.layout_of(8, 20) == SequenceLayout(6)
+    assert PAIRS.layout_of(16, 32) == GridLayout(3, 6)
+    assert SCALED_PAIRS.layout == ScaleLayout(((1, 1), (3, 3)))
+
+
+def test_the_first_tokens_of_a_sequence_decode_alone():
+    model, images = shaken(SEQUENCE), pictures(2, 16, 16)
+    indices = model.encode(images)
+    assert model.decode(indices[:, :2], SequenceLayout(2)).shape == images.shape
+    with pytest.raises(ValueError, match="2 tokens were given, but an image has 6"):
+        model.decode(indices[:, :2])
+
+
+def test_the_backbone_sees_pixels_in_its_own_range():
+    model, images = shaken(SEQUENCE), pictures(2, 16, 16)
+    expected = model.to_codes(model.backbone.encode((images + 1) / 2))
+    torch.testing.assert_close(model.latents(images), expected)
+    latents = torch.randn(2, 6, 4, generator=torch.Generator().manual_seed(2))
+    pixels = model.backbone.decode(model.from_codes(latents))
+    torch.testing.assert_close(model.decode_latents(latents), 2 * pixels - 1)
+
+
+@new
+def test_new_configurations_survive_json(config):
+    assert configs.from_dict(TokenizerConfig, json.loads(json.dumps(configs.to_dict(config)))) == config
+
+
+@new
+def test_training_reaches_every_parameter_of_the_new_kinds(config):
+    model = config.build().train()
+    out = model(pictures(4, 16, 16))
+    (out.images.square().mean() + sum(out.quantized.losses.values())).backward()
+    assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == []
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"code_kernel": 3}, "code_kernel must be 1 for latents in a sequence, got 3"),
+        ({"quantizer": SCALES.quantizer, "code_kernel": 1}, "a residual quantizer codes latents on a grid"),
+        ({"pixel_range": (1.0, 0.0)}, "pixel_range must rise"),
+    ],
+)
+def test_parts_that_do_not_fit_are_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        replace(SEQUENCE, **change)
+
+
+def test_a_grid_s_latents_must_be_those_of_the_size(tokenizer):
+    with pytest.raises(ValueError, match="latents of 4 x 4 places are not those of an image of 8 x 16 pixels"):
+        tokenizer.decode_latents(torch.zeros(1, 4, 4, 4), (8, 16))

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from imgtok import config as configs
-from imgtok.tokens import GridLayout, ScaleLayout
+from imgtok.tokens import GridLayout, ScaleLayout, SequenceLayout
 
 
 def test_a_grid_is_read_row_by_row():
@@ -75,7 +75,16 @@ def test_maps_that_do_not_grow_are_refused(sizes):
         ScaleLayout(sizes)
 
 
-@pytest.mark.parametrize("layout", [GridLayout(2, 3), SCALES])
+def test_a_sequence_is_as_it_is():
+    layout, values = SequenceLayout(4), torch.arange(8).reshape(1, 4, 2)
+    assert (layout.num_tokens, layout.latent_shape, layout.group_sizes) == (4, (4,), (4,))
+    assert torch.equal(layout.flatten(values), values)
+    assert torch.equal(layout.unflatten(values), values)
+    with pytest.raises(ValueError, match=r"3 tokens were given, but an image has 4; pass layout=SequenceLayout\(3\)"):
+        layout.unflatten(values[:, :3])
+
+
+@pytest.mark.parametrize("layout", [GridLayout(2, 3), SequenceLayout(4), SCALES])
 def test_layouts_survive_json(layout):
     written = json.loads(json.dumps(configs.to_dict(layout)))
-    assert configs.from_dict((GridLayout, ScaleLayout), written) == layout
+    assert configs.from_dict((GridLayout, SequenceLayout, ScaleLayout), written) == layout

@@ -43,10 +43,12 @@ class CNNConfig:
     """Channels of the encoder's first convolution; None: those of its first level."""
     bottleneck: bool = True
     """Attention in the lowest level, and residual block, attention, residual block between the halves."""
+    attention: bool = True
+    """Whether lowest level and bottleneck have their attention; without, they are residual blocks alone."""
     latent_channels: int = 256
     """Channels between the halves and the projections to and from the codes."""
     resample: Resample = "conv"
-    """How the resolution changes: "conv" as in VQGAN, "shuffle" cheaper on a CPU."""
+    """How the resolution changes: "conv" as in VQGAN, "shuffle" cheaper on a CPU, "mean" as in MaskGIT."""
     norm_groups: int = 32
     """Groups of every GroupNorm; 0: normalise each place by itself, over its channels."""
     encoder_norm_groups: int | None = None
@@ -79,9 +81,28 @@ class CNNConfig:
         return Style(self.norm_groups, self.dropout, 3)
 
     @property
+    def low_attention(self) -> bool:
+        """Whether the lowest level has attention."""
+        return self.bottleneck and self.attention
+
+    @property
     def reduction(self) -> int:
         """Pixels per token along each side."""
         return self.encoder_patch * 2 ** (len(self.encoder_widths) - 1)
+
+    @property
+    def encoder_channels(self) -> int:
+        """Of the latents that the encoder makes."""
+        return self.latent_channels
+
+    @property
+    def decoder_channels(self) -> int:
+        """Of the latents that the decoder reads."""
+        return self.latent_channels
+
+    def latent_shape(self, height: int, width: int) -> tuple[int, ...]:
+        """Rows and columns of the latents of an image of height x width pixels."""
+        return (height // self.reduction, width // self.reduction)
 
     def build(self) -> CNN:
         return CNN(self)
@@ -105,7 +126,13 @@ class CNN(nn.Module):
             )
         return rearrange(self.encoder(images), "b c h w -> b h w c")
 
-    def decode(self, latents: Tensor) -> Tensor:
+    def decode(self, latents: Tensor, size: tuple[int, int] | None = None) -> Tensor:
+        """`size`: height and width of the image; it must be that of the latents."""
+        if size is not None and latents.shape[1:3] != self.config.latent_shape(*size):
+            raise ValueError(
+                f"latents of {latents.shape[1]} x {latents.shape[2]} places are not those of an image of "
+                f"{size[0]} x {size[1]} pixels; leave size out"
+            )
         return self.decoder(rearrange(latents, "b h w c -> b c h w"))
 
     def hidden_weights(self) -> list[nn.Parameter]:
@@ -140,11 +167,11 @@ class Encoder(nn.Module):
         self.conv_in = nn.Conv2d(3 * self.patch**2, channels, 3, padding=1)
         levels = []
         for i, (width, blocks) in enumerate(zip(widths, config.encoder_blocks, strict=True)):
-            body = stack(style, channels, width, blocks, attention=config.bottleneck and i == last)
-            channels = width if i == last or config.resample == "conv" else widths[i + 1]
+            body = stack(style, channels, width, blocks, attention=config.low_attention and i == last)
+            channels = width if i == last or config.resample != "shuffle" else widths[i + 1]
             levels.append(Level(body, None if i == last else Downsample(width, channels, config.resample)))
         self.levels = nn.Sequential(*levels)
-        self.mid = bottleneck(style, channels) if config.bottleneck else nn.Identity()
+        self.mid = bottleneck(style, channels, config.attention) if config.bottleneck else nn.Identity()
         self.norm_out = map_norm(channels, style.groups)
         self.conv_out = nn.Conv2d(channels, config.latent_channels, style.kernel, padding=style.kernel // 2)
 
@@ -162,11 +189,11 @@ class Decoder(nn.Module):
         self.patch, style = config.decoder_patch, config.decoder_style
         widths, last = config.decoder_widths[::-1], len(config.decoder_widths) - 1
         self.conv_in = nn.Conv2d(config.latent_channels, widths[0], 3, padding=1)
-        self.mid = bottleneck(style, widths[0]) if config.bottleneck else nn.Identity()
+        self.mid = bottleneck(style, widths[0], config.attention) if config.bottleneck else nn.Identity()
         levels, channels = [], widths[0]
         for i, (width, blocks) in enumerate(zip(widths, config.decoder_blocks[::-1], strict=True)):
-            body = stack(style, channels, width, blocks, attention=config.bottleneck and i == 0)
-            channels = width if i == last or config.resample == "conv" else widths[i + 1]
+            body = stack(style, channels, width, blocks, attention=config.low_attention and i == 0)
+            channels = width if i == last or config.resample != "shuffle" else widths[i + 1]
             levels.append(Level(body, None if i == last else Upsample(width, channels, config.resample)))
         self.levels = nn.Sequential(*levels)
         self.norm_out = map_norm(channels, style.groups)
@@ -187,5 +214,8 @@ def stack(style: Style, channels: int, width: int, blocks: int, attention: bool)
     return parts
 
 
-def bottleneck(style: Style, width: int) -> nn.Module:
-    return nn.Sequential(style.block(width, width), SpatialAttention(width, style.groups), style.block(width, width))
+def bottleneck(style: Style, width: int, attention: bool) -> nn.Module:
+    parts: list[nn.Module] = [style.block(width, width)]
+    if attention:
+        parts.append(SpatialAttention(width, style.groups))
+    return nn.Sequential(*parts, style.block(width, width))

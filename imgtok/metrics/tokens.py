@@ -1,7 +1,54 @@
 """How a codebook is used, from `counts`: how often each code was chosen, integers of shape [codebook_size]."""
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
+
+
+class CodebookUse(NamedTuple):
+    codes: int
+    """Different codes chosen."""
+    usage: float
+    """The same as a share of the codebook."""
+    entropy: float
+    """Bits."""
+    perplexity: float
+
+
+class CodeCounts:
+    """Counts of codes over a set of pictures, for each group of a layout apart: scales, say, or a single grid."""
+
+    def __init__(self, codebook_size: int, group_sizes: Sequence[int], codebooks: int = 1) -> None:
+        """group_sizes: tokens of each group, as `layout.group_sizes`; codebooks: codes side by side for a token."""
+        self.group_sizes = tuple(group_sizes)
+        self.counts = torch.zeros(codebooks, len(self.group_sizes), codebook_size, dtype=torch.int64)
+
+    def update(self, indices: Tensor) -> None:
+        """Adds indices b n, or b n k of k codebooks. ValueError if they do not fit or leave the codebook."""
+        codebooks, _, size = self.counts.shape
+        columns = indices.cpu().reshape(*indices.shape[:2], -1)
+        if indices.ndim < 2 or columns.shape[1:] != (sum(self.group_sizes), codebooks):
+            expected = f"b x {sum(self.group_sizes)}" + (f" x {codebooks}" if codebooks > 1 else "")
+            raise ValueError(f"indices are {tuple(indices.shape)}, expected {expected}")
+        if columns.numel() and not 0 <= int(columns.min()) <= int(columns.max()) < size:
+            raise ValueError(f"indices {int(columns.min())} to {int(columns.max())} leave the codebook of {size}")
+        for counts, column in zip(self.counts, columns.unbind(-1), strict=True):
+            for group, part in zip(counts, column.split(self.group_sizes, dim=1), strict=True):
+                group += torch.bincount(part.flatten(), minlength=size)
+
+    def use(self) -> list[CodebookUse]:
+        """Of each codebook in all groups together, as if they shared it."""
+        return [codebook_use(counts.sum(0)) for counts in self.counts]
+
+    def use_by_group(self) -> list[list[CodebookUse]]:
+        """Of each codebook, group by group."""
+        return [[codebook_use(group) for group in counts] for counts in self.counts]
+
+
+def codebook_use(counts: Tensor) -> CodebookUse:
+    return CodebookUse(int((counts > 0).sum()), code_usage(counts), entropy_bits(counts), perplexity(counts))
 
 
 def code_usage(counts: Tensor) -> float:  # v -> share

@@ -39,6 +39,50 @@ class Block(nn.Module):
         return x + self.dropout(self.mlp(self.mlp_norm(x)))
 
 
+class ViTBlock(nn.Module):
+    """Block of a vision transformer (arXiv:2010.11929): LayerNorms, biases, exact GELU. b n c -> b n c.
+
+    `norm`: "before" each branch, or "after" it is added to its input (BERT, arXiv:1810.04805). `layer_scale`: what the
+    channels of each branch are multiplied by when training begins (LayerScale, arXiv:2103.17239); None: branches are
+    added as they are. `drop_path` as in AdaLNBlock; `dropout` of what branches add, `attention_dropout` of the
+    attention weights.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        num_heads: int,
+        mlp_hidden: int,
+        *,
+        norm: Literal["before", "after"] = "before",
+        norm_eps: float = 1e-6,
+        layer_scale: float | None = None,
+        drop_path: float = 0.0,
+        dropout: float = 0.0,
+        attention_dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.norm, self.drop_path = norm, drop_path
+        self.attention_norm = nn.LayerNorm(width, norm_eps)
+        self.attention = Attention(width, num_heads, bias=True, dropout=attention_dropout)
+        self.mlp_norm = nn.LayerNorm(width, norm_eps)
+        self.mlp = MLP(width, mlp_hidden, gelu="exact")
+        self.dropout = nn.Dropout(dropout)
+        scales = [None if layer_scale is None else nn.Parameter(torch.full((width,), layer_scale)) for _ in range(2)]
+        self.attention_scale, self.mlp_scale = scales
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.norm == "after":
+            x = self.attention_norm(x + self.branch(self.attention(x), self.attention_scale))
+            return self.mlp_norm(x + self.branch(self.mlp(x), self.mlp_scale))
+        x = x + self.branch(self.attention(self.attention_norm(x)), self.attention_scale)
+        return x + self.branch(self.mlp(self.mlp_norm(x)), self.mlp_scale)
+
+    def branch(self, outcome: Tensor, scale: Tensor | None) -> Tensor:
+        kept = dropped_rows(self.dropout(outcome), self.drop_path if self.training else 0.0)
+        return kept if scale is None else kept * scale
+
+
 class AdaLNBlock(nn.Module):
     """Pre-norm block whose norms and residuals are set by the condition (AdaLN, arXiv:2212.09748). b n c -> b n c.
 
@@ -79,13 +123,19 @@ class AdaLNBlock(nn.Module):
         self, x: Tensor, modulation: Tensor, mask: Tensor | None = None, cache: LayerCache | None = None
     ) -> Tensor:
         gate_a, gate_m, scale_a, scale_m, shift_a, shift_m = modulation.unbind(-2)
-        h = layer_norm(x, self.norm_eps) * (1 + scale_a) + shift_a
-        x = x + self.kept(gate_a * self.attention(h, mask=mask, cache=cache))
-        h = layer_norm(x, self.norm_eps) * (1 + scale_m) + shift_m
-        return x + self.kept(gate_m * self.mlp(h))
+        h = torch.addcmul(shift_a, layer_norm(x, self.norm_eps), 1 + scale_a)
+        x = torch.addcmul(x, self.kept(gate_a), self.attention(h, mask=mask, cache=cache))
+        h = torch.addcmul(shift_m, layer_norm(x, self.norm_eps), 1 + scale_m)
+        return torch.addcmul(x, self.kept(gate_m), self.mlp(h))
 
-    def kept(self, branch: Tensor) -> Tensor:
-        if not self.training or self.drop_path == 0:
-            return branch
-        rows = torch.empty(len(branch), 1, 1, device=branch.device).bernoulli_(1 - self.drop_path)
-        return branch * (rows / (1 - self.drop_path)).to(branch.dtype)
+    def kept(self, gate: Tensor) -> Tensor:
+        """A branch is left out by shutting its gate."""
+        return dropped_rows(gate, self.drop_path if self.training else 0.0)
+
+
+def dropped_rows(branch: Tensor, probability: float) -> Tensor:
+    """b n c: each row is zero with this probability, and otherwise larger, so that the mean stays the same."""
+    if probability == 0:
+        return branch
+    rows = torch.empty(len(branch), 1, 1, device=branch.device).bernoulli_(1 - probability)
+    return branch * (rows / (1 - probability)).to(branch.dtype)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -20,14 +22,15 @@ class SwiGLU(nn.Module):
 
 
 class MLP(nn.Module):
-    """fc2(gelu(fc1 x)), the GELU by its tanh formula (arXiv:1606.08415)."""
+    """fc2(gelu(fc1 x)), the GELU by its tanh formula or exact (arXiv:1606.08415)."""
 
-    def __init__(self, width: int, hidden: int) -> None:
+    def __init__(self, width: int, hidden: int, gelu: Literal["tanh", "exact"] = "tanh") -> None:
         super().__init__()
         self.fc1, self.fc2 = nn.Linear(width, hidden), nn.Linear(hidden, width)
+        self.approximate = "tanh" if gelu == "tanh" else "none"
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
+        return self.fc2(F.gelu(self.fc1(x), approximate=self.approximate))
 
 
 def swiglu_hidden(width: int, multiple: int = 256) -> int:

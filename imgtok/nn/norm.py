@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 def layer_norm(x: Tensor, eps: float = 1e-6) -> Tensor:
     """(x - mean) / std over the last axis, without weights (arXiv:1607.06450): ... c, in float32, cast back."""
-    return F.layer_norm(x.float(), x.shape[-1:], eps=eps).to(x.dtype)
+    return F.layer_norm(x, x.shape[-1:], eps=eps).to(x.dtype)  # which computes in float32 by itself
 
 
 class RMSNorm(nn.Module):

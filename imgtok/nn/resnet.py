@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-Resample = Literal["conv", "shuffle"]
+Resample = Literal["conv", "shuffle", "mean"]
 
 
 class ResBlock(nn.Module):
@@ -65,35 +65,41 @@ class SpatialAttention(nn.Module):
 
 
 class Downsample(nn.Module):
-    """Halves height and width. "conv": zero column right, zero row below, 3x3 stride 2; "shuffle": 4x4 stride 2."""
+    """Halves height and width. "conv": zero column right, zero row below, 3x3 stride 2; "shuffle": 4x4 stride 2;
+    "mean": of 2x2 places, without weights.
+    """
 
     def __init__(self, channels: int, out_channels: int, kind: Resample) -> None:
         super().__init__()
         self.kind = kind
         if kind == "conv":
             self.conv = nn.Conv2d(channels, out_channels, 3, stride=2)
-        else:
+        elif kind == "shuffle":
             self.conv = nn.Conv2d(channels, out_channels, 4, stride=2, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.kind == "mean":
+            return F.avg_pool2d(x, 2)
         return self.conv(F.pad(x, (0, 1, 0, 1)) if self.kind == "conv" else x)
 
 
 class Upsample(nn.Module):
-    """Doubles height and width. "conv": nearest neighbour, 3x3; "shuffle": 1x1, pixel-shuffle (arXiv:1609.05158)."""
+    """Doubles height and width. "conv", "mean": nearest neighbour, 3x3; "shuffle": 1x1, pixel-shuffle
+    (arXiv:1609.05158).
+    """
 
     def __init__(self, channels: int, out_channels: int, kind: Resample) -> None:
         super().__init__()
         self.kind = kind
-        if kind == "conv":
-            self.conv = nn.Conv2d(channels, out_channels, 3, padding=1)
-        else:
+        if kind == "shuffle":
             self.conv = nn.Conv2d(channels, 4 * out_channels, 1)
+        else:
+            self.conv = nn.Conv2d(channels, out_channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.kind == "conv":
-            return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
-        return F.pixel_shuffle(self.conv(x), 2)
+        if self.kind == "shuffle":
+            return F.pixel_shuffle(self.conv(x), 2)
+        return convolve_doubled(x, self.conv)
 
 
 class MapConv(nn.Conv2d):
@@ -104,6 +110,29 @@ class MapConv(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         return rearrange(super().forward(rearrange(x, "b h w c -> b c h w")), "b c h w -> b h w c")
+
+
+def convolve_doubled(x: Tensor, conv: nn.Conv2d) -> Tensor:
+    """The 3x3 `conv` of x doubled in size by nearest neighbour: b c h w -> b c' 2h 2w.
+
+    A pixel of the outcome sees 2x2 different ones of x. Where no gradient is kept, four 2x2 convolutions, one for each
+    place in a pair of rows and a pair of columns, take four products for it instead of nine.
+    """
+    if torch.is_grad_enabled():
+        return conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+    assert conv.bias is not None
+    taps = conv.weight.new_tensor([[[1, 0, 0], [0, 1, 1]], [[1, 1, 0], [0, 0, 1]]])  # place, tap of 2, tap of 3
+    weight = torch.einsum("pay, qbx, oiyx -> pqoiab", taps, taps, conv.weight).flatten(0, 2)
+    last = x.is_contiguous(memory_format=torch.channels_last)
+    memory = torch.channels_last if last else torch.contiguous_format
+    each = F.conv2d(F.pad(x, (1, 1, 1, 1)), weight.contiguous(memory_format=memory), conv.bias.repeat(4))
+    height, width = x.shape[2:]
+    shape = len(x), len(conv.weight), 2 * height, 2 * width
+    out = torch.empty(shape, dtype=each.dtype, device=each.device, memory_format=memory)
+    for place, part in enumerate(each.chunk(4, dim=1)):
+        row, column = divmod(place, 2)
+        out[:, :, row::2, column::2] = part[:, :, row : row + height, column : column + width]
+    return out
 
 
 def norm_silu(norm: nn.Module, x: Tensor) -> Tensor:

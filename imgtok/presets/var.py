@@ -19,6 +19,10 @@ PAPER = "arXiv:2404.02905"
 CODE = "FoundationVision/VAR (MIT)"
 SCALES_256 = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
 SCALES_512 = (1, 2, 3, 4, 6, 9, 13, 18, 24, 32)
+BLENDS = [  # of the multi-scale quantizer, by whatever name it goes
+    (r"\.quant_resi\.(?:qresi_ls\.)?(\d+)\.", r".view.blends.\1."),
+    (r"\.quant_resi\.qresi\.", ".view.blends.0."),  # a single one
+]
 
 
 def tokenizer_config(published: Mapping[str, Any], other_scales: tuple[tuple[int, ...], ...] = ()) -> TokenizerConfig:
@@ -67,8 +71,7 @@ def convert_tokenizer(state: State) -> State:
         (r"\.mid\.block_1\.", ".mid.0."),
         (r"\.mid\.attn_1\.", ".mid.1."),
         (r"\.mid\.block_2\.", ".mid.2."),
-        (r"^quantize\.quant_resi\.(?:qresi_ls\.)?(\d+)\.", r"quantize.view.blends.\1."),
-        (r"^quantize\.quant_resi\.qresi\.", "quantize.view.blends.0."),  # a single one
+        *BLENDS,
         (r"^quantize\.embedding\.", "quantize.stages.0.embedding."),
     ]
     return taming_to_ours(rename(state, names))

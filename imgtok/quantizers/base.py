@@ -25,7 +25,8 @@ class Quantizer(Protocol):
     """The methods the tokenizer and the training loop use; all tensors channel-last.
 
     How tokens lie over the latents, and so the form of indices that are not flat, is the quantizer's own: a grid b h w,
-    or a map b h_k w_k for each of several stages. Its `layout_of` flattens them and takes that back.
+    a sequence b n, or a map b h_k w_k for each of several stages. Its `layout_of` flattens them and takes that back.
+    Where several codes stand side by side for a token, its indices have one axis more, the last.
     """
 
     codebook_size: int
@@ -33,8 +34,8 @@ class Quantizer(Protocol):
 
     def __call__(self, latents: Tensor) -> Quantized: ...
 
-    def layout_of(self, height: int, width: int) -> TokenLayout:
-        """How the tokens of latents b height width d lie over them; of the configuration too."""
+    def layout_of(self, *latent_shape: int) -> TokenLayout:
+        """How the tokens of latents lie over them, which are b h w d or, in a sequence, b n d; of the config too."""
         ...
 
     def codes(self, indices: Any, stages: int | None = None) -> Tensor:

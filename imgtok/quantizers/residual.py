@@ -51,8 +51,21 @@ class ResidualConfig:
     def codebook_dim(self) -> int:
         return self.stage.codebook_dim
 
-    def layout_of(self, height: int, width: int) -> ScaleLayout:
-        """One map of tokens a stage, the last of them as large as the latents."""
+    @property
+    def latent_dim(self) -> int:
+        """Channels before quantisation."""
+        return self.codebook_dim
+
+    @property
+    def index_shape(self) -> tuple[int, ...]:
+        """Axes of the indices of one token: none, there is one index."""
+        return ()
+
+    def layout_of(self, *latent_shape: int) -> ScaleLayout:
+        """One map of tokens a stage, the last of them as large as the latents, (height, width)."""
+        if len(latent_shape) != 2:
+            raise ValueError(f"a residual quantizer codes latents on a grid, not of the shape {latent_shape}")
+        height, width = latent_shape
         return ScaleLayout(self.view.sizes_of(height, width))
 
     def build(self) -> ResidualQuantizer:
@@ -141,8 +154,8 @@ class ResidualQuantizer(nn.Module):
             read = torch.where((kept == stage)[:, None, None, None], totals[stage - 1], read)
         return read
 
-    def layout_of(self, height: int, width: int) -> ScaleLayout:
-        return self.config.layout_of(height, width)
+    def layout_of(self, *latent_shape: int) -> ScaleLayout:
+        return self.config.layout_of(*latent_shape)
 
     def nearest(self, latents: Tensor) -> tuple[Tensor, ...]:
         """b h w d -> a map b h_k w_k a stage."""
@@ -162,6 +175,10 @@ class ResidualQuantizer(nn.Module):
         """The sum of no stages: zeros b h w d."""
         weight = next(self.stages.parameters())
         return torch.zeros(batch, layout.height, layout.width, self.codebook_dim, device=weight.device)
+
+    def nearest_after(self, latents: Tensor, total: Tensor, stage: int, layout: ScaleLayout) -> Tensor:
+        """The codes b h_k w_k with which `stage` comes closest to latents b h w d, when `total` b h w d is coded."""
+        return self.quantizer_of(stage).nearest(self.view.rest(latents, total, stage, layout))
 
     def accumulate(self, latents: Tensor, indices: Tensor, stage: int, layout: ScaleLayout) -> Tensor:
         """Adds the codes of one stage, b h_k w_k, to the sum b h w d of those before it."""

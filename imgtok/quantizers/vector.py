@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from imgtok.quantizers.base import Quantized, check_stages
 from imgtok.quantizers.usage import batch_perplexity, code_counts, from_first_process, sum_over_processes
-from imgtok.tokens import GridLayout
+from imgtok.tokens import GridLayout, SequenceLayout, plain_layout
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +21,9 @@ class VectorConfig:
     codebook_dim: int = 8
     """Length of a code vector."""
     l2_norm: bool = True
-    """Compare and return unit vectors (cosine distance, arXiv:2110.04627); otherwise Euclidean."""
+    """Compare and return unit vectors (cosine distance, arXiv:2110.04627); otherwise codes of any length."""
+    distance: Literal["euclidean", "cosine"] = "euclidean"
+    """How codes of any length are compared; "cosine" takes the code of the nearest direction, as ImageFolder does."""
     learning: Literal["loss", "ema"] = "loss"
     """How codes move: by the gradient of the codebook loss, or as running means of latents (arXiv:1711.00937 A.1)."""
     ema_decay: float = 0.99
@@ -40,9 +42,19 @@ class VectorConfig:
                 f"codebook_size and codebook_dim must be at least 1, got {self.codebook_size} and {self.codebook_dim}"
             )
 
-    def layout_of(self, height: int, width: int) -> GridLayout:
-        """One token per cell of the latents."""
-        return GridLayout(height, width)
+    @property
+    def latent_dim(self) -> int:
+        """Channels before quantisation."""
+        return self.codebook_dim
+
+    @property
+    def index_shape(self) -> tuple[int, ...]:
+        """Axes of the indices of one token: none, there is one index."""
+        return ()
+
+    def layout_of(self, *latent_shape: int) -> GridLayout | SequenceLayout:
+        """One token per latent, on a grid (height, width) or in a sequence (length)."""
+        return plain_layout(latent_shape)
 
     def build(self) -> VectorQuantizer:
         return VectorQuantizer(self)
@@ -86,8 +98,8 @@ class VectorQuantizer(nn.Module):
         mean = probs.mean(0)
         return -(probs * log_probs).sum(-1).mean() + (mean * torch.log(mean + 1e-5)).sum()
 
-    def layout_of(self, height: int, width: int) -> GridLayout:
-        return self.config.layout_of(height, width)
+    def layout_of(self, *latent_shape: int) -> GridLayout | SequenceLayout:
+        return self.config.layout_of(*latent_shape)
 
     def codes(self, indices: Tensor, stages: int | None = None) -> Tensor:
         """b ... -> b ... d; there is one stage."""
@@ -99,11 +111,15 @@ class VectorQuantizer(nn.Module):
         return self.distances(self.normalize(latents.float())).argmin(-1)
 
     def distances(self, latents: Tensor) -> Tensor:
-        """Squared distances of (normalised) latents to all codes: b ... d -> b ... v, float32."""
+        """Squared distances of (normalised) latents to all codes: b ... d -> b ... v, float32; of unit vectors if
+        they are compared by their direction.
+        """
         with torch.autocast(latents.device.type, enabled=False):  # which would multiply matrices in half precision
-            codebook = self.normalize(self.embedding.weight.float())
+            codebook, latents = self.normalize(self.embedding.weight.float()), latents.float()
+            if self.config.distance == "cosine":
+                codebook, latents = F.normalize(codebook, dim=-1), F.normalize(latents, dim=-1)
             squares = latents.square().sum(-1, keepdim=True) + codebook.square().sum(-1)
-            return squares - 2 * latents.float() @ codebook.T
+            return squares - 2 * latents @ codebook.T
 
     def normalize(self, x: Tensor) -> Tensor:
         return F.normalize(x, dim=-1) if self.config.l2_norm else x

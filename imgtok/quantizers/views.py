@@ -85,7 +85,7 @@ class BandsConfig:
 
     scales: ScalesConfig = field(default_factory=ScalesConfig)
     """Sizes of the maps, and how codes are enlarged and blended."""
-    rule: Literal["share", "sqrt", "nyquist"] = "nyquist"
+    rule: Literal["share", "sqrt", "nyquist"] = "sqrt"
     """Where bands end. "share": radius in proportion to the tokens so far, as in the paper, which leaves low bands
     empty; "sqrt": area in proportion to them; "nyquist": at what a map of the stage's size can carry."""
 

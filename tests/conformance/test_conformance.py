@@ -7,10 +7,17 @@ from typing import Any
 
 import pytest
 
-from . import llamagen, var
+from . import flextok, llamagen, perturbation, robusttok, titok, var
 from .runner import CASES, FULL_SIZE, ORACLES, Case, Family
 
-FAMILIES: dict[str, Family] = {"llamagen": llamagen.FAMILY, "var": var.FAMILY}
+FAMILIES: dict[str, Family] = {
+    "flextok": flextok.FAMILY,
+    "llamagen": llamagen.FAMILY,
+    "one-d-piece": titok.ONE_D_PIECE,
+    "robusttok": robusttok.FAMILY._replace(calls=robusttok.FAMILY.calls | perturbation.CALLS),
+    "titok": titok.FAMILY,
+    "var": var.FAMILY,
+}
 
 if not CASES.is_dir():
     pytest.skip(f"no conformance cases at {CASES}; IMGTOK_CONFORMANCE names their folder", allow_module_level=True)

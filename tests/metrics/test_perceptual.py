@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from imgtok.metrics import perceptual
+from imgtok.metrics import frozen, perceptual
 from imgtok.metrics.perceptual import PERCEPTUAL, PerceptualDistance, perceptual_distance
 
 needs_efficientnet = pytest.mark.skipif(
@@ -358,7 +358,8 @@ def test_a_missing_package_is_named_with_its_file_and_the_command_that_brings_it
         pytest.importorskip("efficientnet_lite_pytorch", reason="its weights are asked for after its code")
     torch.save(alexnet_state(), hub / "alexnet-owt-7be5be79.pth")
     fake_h5py({})
-    monkeypatch.setattr(perceptual, "find_spec", lambda package: None if package == absent else find_spec(package))
+    for module in (frozen, perceptual):
+        monkeypatch.setattr(module, "find_spec", lambda package: None if package == absent else find_spec(package))
     with pytest.raises(ImportError) as error:
         perceptual_distance(name)
     message = str(error.value)
@@ -392,7 +393,7 @@ def test_a_file_with_other_weights_is_named_with_the_keys_that_differ(tmp_path: 
 def test_a_package_without_its_file_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     spec = ModuleSpec("lpips", None)
     spec.submodule_search_locations = [str(tmp_path)]
-    monkeypatch.setattr(perceptual, "find_spec", lambda package: spec)
+    monkeypatch.setattr(frozen, "find_spec", lambda package: spec)
     with pytest.raises(
         FileNotFoundError, match=r"weights/v0\.1/vgg\.pth is missing: run `pip install 'imgtok\[lpips\]'`"
     ):

@@ -12,10 +12,10 @@ from imgtok.nn.block import Block
 from imgtok.nn.mask import causal
 from imgtok.nn.mlp import MLP, SwiGLU, swiglu_hidden
 from imgtok.nn.norm import RMSNorm, layer_norm
-from imgtok.nn.position import Rope, rope_2d, rotate
+from imgtok.nn.position import Rope, axial_rope, rotate
 from imgtok.tokens import GridLayout
 
-ROPE = rope_2d(GridLayout(2, 3).positions(), head_dim=4)
+ROPE = axial_rope(GridLayout(2, 3).positions(), head_dim=4)
 
 
 class GrowingCache:
@@ -195,3 +195,15 @@ def test_layer_norm_computes_in_float32_and_casts_back():
     torch.testing.assert_close(layer_norm(x, eps=0.1), plain)
     half = x.bfloat16() * 100
     assert torch.equal(layer_norm(half), layer_norm(half.float()).bfloat16())
+
+
+@torch.no_grad()
+def test_normed_queries_and_keys_are_normed_in_each_head():
+    attention, x, bias = randomise(Attention(16, 4, scale=0.7, qk_norm=True)), noise(2, 6, 16), noise(1, 1, 1, 6)
+    q, k, v = (part.unflatten(-1, (4, 4)).transpose(1, 2) for part in attention.qkv(x).chunk(3, dim=-1))
+    q, k = (
+        (part - part.mean(-1, True)) / (part.var(-1, unbiased=False, keepdim=True) + 1e-5).sqrt() for part in (q, k)
+    )
+    weights = (0.7 * q @ k.transpose(-1, -2) + bias).softmax(-1)  # a mask of numbers is added
+    expected = attention.proj((weights @ v).transpose(1, 2).flatten(2))
+    torch.testing.assert_close(attention(x, mask=bias), expected)

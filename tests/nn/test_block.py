@@ -1,4 +1,4 @@
-"""The block that a condition modulates, against its formula; and branches left out in training."""
+"""Blocks against their formulas, and branches left out in training."""
 
 import math
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from imgtok.nn.block import AdaLNBlock
+from imgtok.nn.block import AdaLNBlock, ViTBlock
 from imgtok.nn.mask import group_causal
 
 WIDTH = 16
@@ -119,3 +119,68 @@ def test_drop_path_is_for_training_only():
     assert torch.equal(plain.train()(x, told(8)), expected)
     torch.manual_seed(0)
     assert not torch.allclose(block.train()(x, told(8)), expected, atol=1e-3)
+
+
+# -- the vision transformer's block -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("layer_scale", [None, 0.3])
+@torch.no_grad()
+def test_the_vision_block_follows_its_formula(layer_scale):
+    block, x = ViTBlock(WIDTH, 4, 24, norm_eps=0.1, layer_scale=layer_scale).eval(), noise(2, 6, WIDTH)
+    for seed, parameter in enumerate(block.parameters()):
+        parameter.copy_(noise(*parameter.shape, seed=seed) / math.sqrt(parameter.shape[-1]))
+    scales = [1.0, 1.0] if layer_scale is None else [block.attention_scale, block.mlp_scale]
+    h = normed(x, 0.1) * block.attention_norm.weight + block.attention_norm.bias
+    middle = x + scales[0] * block.attention(h)
+    h = normed(middle, 0.1) * block.mlp_norm.weight + block.mlp_norm.bias
+    h = h @ block.mlp.fc1.weight.T + block.mlp.fc1.bias
+    h = h * (1 + torch.erf(h / math.sqrt(2))) / 2
+    torch.testing.assert_close(block(x), middle + scales[1] * (h @ block.mlp.fc2.weight.T + block.mlp.fc2.bias))
+
+
+@torch.no_grad()
+def test_a_vision_block_with_norms_after_its_branches_is_that_of_bert():
+    block = ViTBlock(WIDTH, 4, 24, norm="after", norm_eps=0.1).eval()
+    for seed, parameter in enumerate(block.parameters()):
+        parameter.copy_(noise(*parameter.shape, seed=seed) / math.sqrt(parameter.shape[-1]))
+    reference = torch.nn.TransformerEncoderLayer(
+        WIDTH, 4, 24, activation="gelu", layer_norm_eps=0.1, batch_first=True, norm_first=False
+    ).eval()
+    ours = [*block.attention.parameters(), *block.mlp.parameters()]
+    ours += [*block.attention_norm.parameters(), *block.mlp_norm.parameters()]  # the order of the reference
+    for theirs, own in zip(reference.parameters(), ours, strict=True):
+        theirs.copy_(own)
+    x = noise(2, 6, WIDTH)
+    torch.testing.assert_close(block(x), reference(x))
+
+
+@pytest.mark.parametrize("kind", ["dropout", "attention_dropout"])
+@torch.no_grad()
+def test_a_vision_block_drops_in_training_alone(kind):
+    plain, block = ViTBlock(WIDTH, 4, 24), ViTBlock(WIDTH, 4, 24, **{kind: 0.5})
+    block.load_state_dict(plain.state_dict())
+    x = noise(1, 6, WIDTH).expand(4000, -1, -1)
+    torch.testing.assert_close(block.eval()(x), plain(x))
+    torch.manual_seed(0)
+    drawn = block.branch(block.train().attention(block.attention_norm(x)), None)
+    expected = plain.attention(plain.attention_norm(x))
+    spread = drawn.std(0)
+    assert float(spread.mean()) > 0.1 * float(expected.std())
+    assert ((drawn.mean(0) - expected[0]).abs() < 6 * spread / math.sqrt(len(x)) + 1e-6).all()
+
+
+def test_scales_begin_as_told_and_only_where_told():
+    block = ViTBlock(WIDTH, 4, 24, layer_scale=0.25)
+    assert block.attention_scale.tolist() == block.mlp_scale.tolist() == [0.25] * WIDTH
+    assert len(list(block.parameters())) == len(list(ViTBlock(WIDTH, 4, 24).parameters())) + 2
+
+
+@torch.no_grad()
+def test_a_vision_block_leaves_branches_out_in_training_alone():
+    rows, p = 2000, 0.5
+    block, x = ViTBlock(WIDTH, 4, 24, drop_path=p), noise(1, 2, WIDTH).expand(2000, -1, -1)
+    torch.manual_seed(0)
+    untouched = (block.train()(x) == x).all(-1).all(-1).float().mean()
+    assert abs(float(untouched) - p**2) < 5 * math.sqrt(p**2 * (1 - p**2) / rows)
+    assert not (block.eval()(x) == x).all(-1).any()

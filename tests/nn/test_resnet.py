@@ -53,6 +53,12 @@ def test_upsampling_repeats_the_nearest():
     assert up(torch.tensor([[[[1.0, 2.0]]]]))[0, 0].tolist() == [[1.0, 1.0, 2.0, 2.0]] * 2
 
 
+def test_a_mean_is_of_two_by_two_places():
+    down = Downsample(1, 1, "mean")
+    assert not list(down.parameters())
+    assert down(torch.arange(8.0).reshape(1, 1, 2, 4))[0, 0].tolist() == [[2.5, 4.5]]
+
+
 @pytest.mark.parametrize("kind", ["conv", "shuffle"])
 @pytest.mark.parametrize(("height", "width"), [(4, 4), (6, 10)])
 def test_resolution_halves_and_doubles(kind, height, width):
@@ -65,3 +71,16 @@ def test_groups_that_do_not_divide_are_refused():
     with pytest.raises(ValueError, match="norm_groups 32 does not divide 48 channels"):
         map_norm(48, 32)
     assert map_norm(64, 32).eps == 1e-6
+
+
+@pytest.mark.parametrize("memory", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("kind", ["conv", "mean"])
+def test_enlarging_takes_a_shorter_way_to_the_same_map_where_no_gradient_is_kept(kind, memory):
+    up, x = Upsample(6, 4, kind), noise(2, 6, 3, 5).to(memory_format=memory)
+    expected = up.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+    assert torch.equal(up(x), expected)
+    with torch.no_grad():
+        short = up(x)
+    assert not torch.equal(short, expected)  # another order of sums: this is the other way
+    torch.testing.assert_close(short, expected, atol=1e-6, rtol=1e-5)
+    assert short.is_contiguous(memory_format=memory)

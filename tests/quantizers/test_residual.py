@@ -244,7 +244,7 @@ def test_bands_add_up_to_the_latents(rule, height, width):
 
 
 def test_a_slow_wave_is_whole_in_a_low_band():
-    quantizer = quantizer_of(ResidualConfig(stage=STAGE, view=BandsConfig(scales=SCALES.view)))
+    quantizer = quantizer_of(ResidualConfig(stage=STAGE, view=BandsConfig(scales=SCALES.view, rule="nyquist")))
     rows = torch.arange(6)[:, None].expand(6, 6)
     wave = torch.cos(2 * math.pi * rows / 6)[None, :, :, None].expand(1, 6, 6, DIM)
     layout = quantizer.layout_of(6, 6)

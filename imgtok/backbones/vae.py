@@ -1,0 +1,98 @@
+"""Frozen continuous autoencoders: images to maps of numbers and back, by diffusers' AutoencoderKL."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True, kw_only=True)
+class KLConfig:
+    """An autoencoder of the Stable Diffusion line (arXiv:2112.10752)."""
+
+    widths: tuple[int, ...] = (128, 256, 512, 512)
+    """Channels of each level; the resolution halves between levels."""
+    blocks: int = 2
+    """Residual blocks of each level of the encoder; the decoder has one more."""
+    latent_channels: int = 16
+    norm_groups: int = 32
+    attention: bool = True
+    """In the lowest level."""
+    latent_convs: bool = True
+    """1 x 1 convolutions of the latents, after the encoder and before the decoder."""
+    scale: float = 1.0
+    """What latents are multiplied by, after the shift, so that their variance is about 1."""
+    shift: float = 0.0
+    """What is taken from latents first."""
+
+    @classmethod
+    def from_diffusers(cls, published: Mapping[str, Any]) -> KLConfig:
+        """Of the config.json of any AutoencoderKL; ValueError for one with other parts."""
+        if set(published.get("down_block_types", ())) - {"DownEncoderBlock2D"} or published.get("act_fn") not in (
+            None,
+            "silu",
+        ):
+            raise ValueError(
+                f"the autoencoder has the blocks {published.get('down_block_types')} and the activation "
+                f"{published.get('act_fn')!r}; only DownEncoderBlock2D and 'silu' are known here"
+            )
+        return cls(
+            widths=tuple(published["block_out_channels"]),
+            blocks=published["layers_per_block"],
+            latent_channels=published["latent_channels"],
+            norm_groups=published.get("norm_num_groups", 32),
+            attention=published.get("mid_block_add_attention", True),
+            latent_convs=published.get("use_quant_conv", True),
+            scale=published.get("scaling_factor", 0.18215),
+            shift=published.get("shift_factor") or 0.0,
+        )
+
+    @property
+    def reduction(self) -> int:
+        """Pixels per place of the latents along each side."""
+        return 2 ** (len(self.widths) - 1)
+
+    def build(self) -> KL:
+        return KL(self)
+
+
+class KL(nn.Module):
+    """Images b 3 h w in [-1, 1] -> the means of their latents, b c h' w', shifted and scaled; and back.
+
+    Frozen: its parameters want no gradient. ImportError if diffusers is missing.
+    """
+
+    def __init__(self, config: KLConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.model = autoencoder(config).requires_grad_(False)
+
+    def encode(self, images: Tensor) -> Tensor:
+        moments: Any = self.model.encode(images).latent_dist
+        return (moments.mean - self.config.shift) * self.config.scale
+
+    def decode(self, latents: Tensor) -> Tensor:
+        return self.model.decode(latents / self.config.scale + self.config.shift).sample
+
+
+def autoencoder(config: KLConfig) -> Any:
+    """diffusers' AutoencoderKL of these sizes."""
+    try:
+        from diffusers import AutoencoderKL
+    except ImportError as error:
+        raise ImportError("continuous autoencoders need diffusers: pip install diffusers") from error
+    levels = len(config.widths)
+    return AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * levels,
+        up_block_types=("UpDecoderBlock2D",) * levels,
+        block_out_channels=config.widths,
+        layers_per_block=config.blocks,
+        latent_channels=config.latent_channels,
+        norm_num_groups=config.norm_groups,
+        mid_block_add_attention=config.attention,
+        use_quant_conv=config.latent_convs,
+        use_post_quant_conv=config.latent_convs,
+    )
