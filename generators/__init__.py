@@ -7,6 +7,7 @@ if TYPE_CHECKING:
     from imgtok.generators.condition import Label, LabelConditionConfig, TextConditionConfig, TextFeatures
     from imgtok.generators.generator import Generator, GeneratorConfig
     from imgtok.generators.hub import load, load_config
+    from imgtok.generators.masked import MaskedConfig, MaskedGenerator
     from imgtok.generators.next_scale import NextScaleConfig, NextScaleGenerator
 
 _HOMES = {
@@ -14,6 +15,8 @@ _HOMES = {
     "GeneratorConfig": "imgtok.generators.generator",
     "Label": "imgtok.generators.condition",
     "LabelConditionConfig": "imgtok.generators.condition",
+    "MaskedConfig": "imgtok.generators.masked",
+    "MaskedGenerator": "imgtok.generators.masked",
     "NextScaleConfig": "imgtok.generators.next_scale",
     "NextScaleGenerator": "imgtok.generators.next_scale",
     "TextConditionConfig": "imgtok.generators.condition",
@@ -26,6 +29,8 @@ __all__ = [
     "GeneratorConfig",
     "Label",
     "LabelConditionConfig",
+    "MaskedConfig",
+    "MaskedGenerator",
     "NextScaleConfig",
     "NextScaleGenerator",
     "TextConditionConfig",

@@ -43,11 +43,22 @@ class KVCache:
         """Goes on with the first `rows` rows only; nothing is copied."""
         self.rows = rows
 
+    def copy_row(self, row: int, *, to: int, length: int) -> None:
+        """Goes on with `to` rows, those after `row` beginning with the same first `length` columns."""
+        for memory in (*self.keys, *self.values):
+            memory[row + 1 : to, :, :length] = memory[row, :, :length]
+        self.rows = to
+
     def layers(self, columns: Tensor, length: int) -> list[Layer]:
         """Views to write at `columns` (rows w) and attend over the first `length` columns."""
         index = (torch.arange(len(columns), device=columns.device)[:, None], columns)
         pairs = zip(self.keys, self.values, strict=True)
         return [Layer(keys[: self.rows], values[: self.rows], index, length) for keys, values in pairs]
+
+    def stretch(self, start: int, end: int) -> list[Stretch]:
+        """The same where all rows write at columns start to end and attend over all before the end."""
+        pairs = zip(self.keys, self.values, strict=True)
+        return [Stretch(keys[: self.rows, :, :end], values[: self.rows, :, :end], start) for keys, values in pairs]
 
     def move(self, columns: Tensor, to: Tensor) -> None:
         """Copies what stands at `columns` (rows m) to the columns `to` (rows m), in all layers."""
@@ -69,3 +80,17 @@ class Layer:
         for part, new in ((self.keys, k), (self.values, v)):
             part.transpose(1, 2).index_put_(self.index, new.transpose(1, 2).to(part.dtype))
         return self.keys[:, :, : self.length], self.values[:, :, : self.length]
+
+
+class Stretch:
+    """One layer of a KVCache up to where a call ends that all rows write at the same columns."""
+
+    def __init__(self, keys: Tensor, values: Tensor, start: int) -> None:
+        """`start`: first column to write."""
+        self.keys, self.values, self.start = keys, values, start
+
+    def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Stores b h w d; returns all there is, in the cache's type."""
+        self.keys[:, :, self.start :].copy_(k)
+        self.values[:, :, self.start :].copy_(v)
+        return self.keys, self.values

@@ -18,14 +18,14 @@ from imgtok.generators.tree import Tree
 from imgtok.nn.block import Block
 from imgtok.nn.mask import cached, drafted, padded_causal
 from imgtok.nn.mlp import init_normal, swiglu_hidden
-from imgtok.nn.position import Rope, after_prefix, rope_2d
-from imgtok.tokens import GridLayout
+from imgtok.nn.position import Rope, after_prefix, axial_rope
+from imgtok.tokens import GridLayout, SequenceLayout
 
 
 @dataclass(frozen=True, kw_only=True)
 class GeneratorConfig:
-    layout: GridLayout
-    """How the tokens of an image lie over it."""
+    layout: GridLayout | SequenceLayout
+    """How the tokens of an image lie over it, or in a sequence."""
     codebook_size: int
     """Number of codes of the tokenizer."""
     condition: LabelConditionConfig | TextConditionConfig
@@ -49,9 +49,9 @@ class GeneratorConfig:
     """On the input embeddings, after attention and after the SwiGLU."""
 
     def __post_init__(self) -> None:
-        head_dim = self.width // self.num_heads
-        if self.width % self.num_heads == 0 and head_dim % 4:
-            raise ValueError(f"2-D rotary positions need a head width divisible by 4, got {head_dim}")
+        head_dim, axes = self.width // self.num_heads, len(self.layout.latent_shape)
+        if self.width % self.num_heads == 0 and head_dim % (2 * axes):
+            raise ValueError(f"{axes}-D rotary positions need a head width divisible by {2 * axes}, got {head_dim}")
 
     def build(self) -> Generator:
         return Generator(self)
@@ -194,6 +194,6 @@ class Generator(nn.Module):
             config = self.config
             with torch.inference_mode(False):  # else training after sampling could not use them
                 positions = config.order.positions(config.layout).to(device)
-                rope = rope_2d(positions, config.width // config.num_heads, config.rope_base)
+                rope = axial_rope(positions, config.width // config.num_heads, config.rope_base)
                 self.ropes[device] = after_prefix(rope, self.num_slots, config.prefix_rotation)
         return self.ropes[device]

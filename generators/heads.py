@@ -22,6 +22,18 @@ class CategoricalHead(nn.Module):
         return self.logits(self.norm(x))
 
 
+class LinearHead(nn.Module):
+    """LayerNorm and one linear layer with biases: b n c -> logits b n v. `norm_eps` None: no norm."""
+
+    def __init__(self, width: int, codebook_size: int, norm_eps: float | None = None) -> None:
+        super().__init__()
+        self.norm = nn.Identity() if norm_eps is None else nn.LayerNorm(width, norm_eps)
+        self.logits = nn.Linear(width, codebook_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.logits(self.norm(x))
+
+
 class ModulatedHead(nn.Module):
     """The same after a norm that the condition sets: norm(x) (1 + scale) + shift (AdaLN, arXiv:2212.09748)."""
 

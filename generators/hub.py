@@ -8,10 +8,13 @@ from typing import Any, cast
 import torch
 
 from imgtok.generators.generator import Generator, GeneratorConfig
+from imgtok.generators.masked import MaskedConfig, MaskedGenerator
 from imgtok.generators.next_scale import NextScaleConfig, NextScaleGenerator
 from imgtok.hub import find_config, load_model
 
-CONFIGS = (GeneratorConfig, NextScaleConfig)
+AnyConfig = GeneratorConfig | NextScaleConfig | MaskedConfig
+AnyGenerator = Generator | NextScaleGenerator | MaskedGenerator
+CONFIGS = (GeneratorConfig, NextScaleConfig, MaskedConfig)
 
 
 def load(
@@ -20,14 +23,14 @@ def load(
     weights: str | Path | None = None,
     device: str | torch.device = "cpu",
     dtype: torch.dtype | None = None,
-) -> Generator | NextScaleGenerator:
+) -> AnyGenerator:
     """A generator in evaluation mode; arguments and errors as in `imgtok.load`."""
     from imgtok.generators.presets import PRESETS
 
     return load_model(source, CONFIGS, PRESETS, weights=weights, device=device, dtype=dtype)
 
 
-def load_config(source: str | Path) -> GeneratorConfig | NextScaleConfig:
+def load_config(source: str | Path) -> AnyConfig:
     """The configuration alone, of a preset or a folder."""
     from imgtok.generators.presets import PRESETS
 
@@ -44,5 +47,5 @@ def next_token_config(source: str | Path) -> GeneratorConfig:
     """`load_config`, with the same ValueError."""
     config = load_config(source)
     if not isinstance(config, GeneratorConfig):
-        raise ValueError(f"{source} is a next-scale generator; this needs one that draws token by token")
+        raise ValueError(f"{source} is no next-token generator; this needs one that draws token by token")
     return config

@@ -39,6 +39,27 @@ class CumulativeInputs(nn.Module):
         return self.positions + torch.cat([row.expand(size, -1) for row, size in rows])
 
 
+class MaskedInputs(nn.Module):
+    """Token embeddings behind the condition's prefix, each with that of its place; the last token is the mask.
+
+    `norm_eps`: of a LayerNorm over the sum, as in BERT; None: none.
+    """
+
+    def __init__(
+        self, codebook_size: int, num_places: int, width: int, norm_eps: float | None = None, dropout: float = 0.0
+    ) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(codebook_size + 1, width)
+        self.positions = nn.Parameter(torch.empty(num_places, width))
+        self.norm = nn.Identity() if norm_eps is None else nn.LayerNorm(width, norm_eps)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, prefix: Prefix, tokens: Tensor) -> Tensor:
+        """prefix b p c and tokens b n -> b (p + n) c"""
+        x = torch.cat([prefix.embeddings, self.embedding(tokens)], dim=1)
+        return self.dropout(self.norm(x + self.positions))
+
+
 class TokenInputs(nn.Module):
     """Token embeddings behind the condition's prefix: the last slot predicts token 0, token k predicts token k + 1."""
 

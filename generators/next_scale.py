@@ -65,13 +65,18 @@ class Told(NamedTuple):
     places: Tensor
     """n c, what each token's place adds to its input; the condition has no part in it."""
 
+    def rows(self, index: Tensor) -> Told:
+        """What is told of these rows of the batch."""
+        prefix = Prefix(self.prefix.embeddings[index], None)
+        return Told(prefix, tuple(block[index] for block in self.blocks), self.head[index], self.places)
+
 
 class NextScaleGenerator(nn.Module):
     """A transformer over the stages of a multi-scale tokenizer; the condition sets its norms (AdaLN).
 
     It reads latents, not tokens: `seen` is what `ResidualQuantizer.inputs` makes of tokens, and
     `ResidualQuantizer.seen` of the latents so far. Two ways to ask it: `forward` (teacher forcing, training), and
-    `tell` then `score` for one stage after the other (with a KVCache, sampling).
+    `tell` then `score` for one stage after the other (with a KVCache, sampling); `score_first` asks several.
     """
 
     def __init__(self, config: NextScaleConfig) -> None:
@@ -157,9 +162,19 @@ class NextScaleGenerator(nn.Module):
         sizes = self.config.layout.group_sizes
         end = sum(sizes[: stage + 1])
         x = self.inputs.stage(told.prefix, stage, None if seen is None else seen.to(self.dtype), told.places)
-        columns = torch.arange(end - sizes[stage], end, device=x.device).expand(len(x), -1)
-        for block, modulation, layer in zip(self.blocks, told.blocks, cache.layers(columns, end), strict=True):
+        layers = cache.stretch(end - sizes[stage], end)
+        for block, modulation, layer in zip(self.blocks, told.blocks, layers, strict=True):
             x = block(x, modulation, cache=layer)
+        return self.head(x, told.head)
+
+    def score_first(self, told: Told, seen: Tensor, cache: KVCache) -> Tensor:
+        """`score` of the first stages in one call: logits b n v. `seen` b n-n0 d: what each but the very first sees."""
+        sizes = self.config.layout.group_sizes
+        end = sizes[0] + seen.shape[1]
+        x = self.inputs(told.prefix, seen.to(self.dtype), told.places[:end])
+        mask = group_causal(sizes, x.device)[:end, :end]
+        for block, modulation, layer in zip(self.blocks, told.blocks, cache.stretch(0, end), strict=True):
+            x = block(x, modulation, mask, layer)
         return self.head(x, told.head)
 
     def new_cache(self, rows: int) -> KVCache:

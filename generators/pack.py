@@ -10,10 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from imgtok.generators.generator import Generator
+from imgtok.generators.next_scale import NextScaleGenerator
 from imgtok.nn.attention import LayerCache
-from imgtok.nn.block import Block
+from imgtok.nn.block import AdaLNBlock, Block
+from imgtok.nn.mlp import MLP
 from imgtok.nn.norm import RMSNorm
-from imgtok.nn.packed import PackedLinear, can_pack
+from imgtok.nn.packed import PackedLinear, can_pack, packed_linear
 from imgtok.nn.position import Rope
 
 G = TypeVar("G", bound=nn.Module)
@@ -51,6 +53,17 @@ class PackedBlock(nn.Module):
         return self.down.plus(self.up.times(h, self.gate.silu(h)), x)
 
 
+class PackedMLP(nn.Module):
+    """An `MLP` whose GELU is done within the product."""
+
+    def __init__(self, mlp: MLP) -> None:
+        super().__init__()
+        self.fc1, self.fc2 = packed_linear(mlp.fc1), packed_linear(mlp.fc2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(self.fc1.gelu(x))
+
+
 def normalized(norm: RMSNorm, x: Tensor) -> Tensor:
     """What the norm gives, in fewer operations."""
     length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
@@ -72,17 +85,26 @@ def is_packed(generator: nn.Module) -> bool:
 
 
 def packed(generator: G) -> G:
-    """What draws faster on this machine: of a next-token generator on a CPU a copy with `PackedBlock`s, else itself.
+    """What draws faster on this machine: of a generator on a CPU a copy with packed weights, else itself.
 
     The copy cannot be trained, compiled or saved; its embeddings are shared.
     """
-    if not isinstance(generator, Generator) or not can_pack(generator.inputs.embedding.weight):
+    if not isinstance(generator, (Generator, NextScaleGenerator)) or not can_pack(next(generator.parameters())):
         return generator
-    head = generator.head.logits
     instead: dict[int, Any] = {id(p): p for p in generator.parameters()}
+    head = generator.head.logits
     if isinstance(head, nn.Linear):
-        instead[id(head)] = PackedLinear(head.weight)
+        instead[id(head)] = packed_linear(head)
     for block in generator.blocks:
-        if isinstance(block, Block) and isinstance(block.attention.qkv, nn.Linear):
-            instead[id(block)] = PackedBlock(block)
+        assert isinstance(block, (Block, AdaLNBlock))
+        if isinstance(block.attention.qkv, nn.Linear):
+            instead |= packed_parts(block)
     return deepcopy(generator, instead)
+
+
+def packed_parts(block: Block | AdaLNBlock) -> dict[int, nn.Module]:
+    """What takes the place of the block, or the places of its parts."""
+    if isinstance(block, Block):
+        return {id(block): PackedBlock(block)}
+    qkv, proj, mlp = block.attention.qkv, block.attention.proj, block.mlp
+    return {id(qkv): packed_linear(qkv), id(proj): packed_linear(proj), id(mlp): PackedMLP(mlp)}

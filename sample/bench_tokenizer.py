@@ -80,7 +80,8 @@ def bench_tokenizer(bench: TokenizerBench, device: torch.device) -> Report:
         find_diffusers()
     layout, dice = config.layout_of(side, side), torch.Generator().manual_seed(0)
     images = (torch.rand(bench.batch, 3, side, side, generator=dice) * 2 - 1).to(device)
-    indices = torch.randint(config.quantizer.codebook_size, (bench.batch, layout.num_tokens), generator=dice).to(device)
+    shape = (bench.batch, layout.num_tokens, *config.quantizer.index_shape)
+    indices = torch.randint(config.quantizer.codebook_size, shape, generator=dice).to(device)
     with cpu_threads(bench.threads):
         coders = [warm_up(build, images, indices, device) for build in builders(bench, config, layout, device)]
         works: dict[str, Callable[[], Tensor]] = {}
@@ -141,7 +142,9 @@ def tokenizer(bench: TokenizerBench, config: TokenizerConfig, layout: TokenLayou
     if bench.compile:
         model.backbone.encoder.compile()
         model.backbone.decoder.compile()
-    return Coder(bench.setting, bench.dtype, model, model.encode, lambda indices: model.decode(indices, layout))
+    side = bench.size or config.image_size
+    decode = partial(model.decode, layout=layout, size=(side, side))
+    return Coder(bench.setting, bench.dtype, model, model.encode, decode)
 
 
 def diffusers(config: TokenizerConfig, layout: TokenLayout, device: torch.device) -> Coder:

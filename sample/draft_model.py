@@ -13,6 +13,7 @@ from torch import Tensor
 
 from imgtok.generators.condition import LabelCondition, TextCondition
 from imgtok.generators.generator import Generator
+from imgtok.generators.next_scale import NextScaleGenerator
 from imgtok.sample import coupling
 from imgtok.sample.guidance import Guidance
 from imgtok.sample.scorer import Scorer
@@ -124,7 +125,7 @@ def draft_scorer(job: Job, generator: Generator, guidance: Guidance | None, wind
     return Scorer(generator, job.condition, guidance or job.guidance, len(job.keys), window)
 
 
-def check_alike(draft: Generator, target: Generator) -> None:
+def check_alike(draft: Generator | NextScaleGenerator, target: Generator | NextScaleGenerator) -> None:
     """ValueError unless the tokens of both mean the same, and both take the same conditions."""
     for what, given, wanted, remedy in (
         ("codes", draft.config.codebook_size, target.config.codebook_size, "of the same tokenizer"),
@@ -145,7 +146,7 @@ def check_depth(depth: int, generator: Generator) -> None:
         raise ValueError(f"depth must be at least 1 and less than the generator's {blocks} blocks, got {depth}")
 
 
-def takes(generator: Generator) -> str:
+def takes(generator: Generator | NextScaleGenerator) -> str:
     """The condition of a generator, in words."""
     condition = generator.condition
     if isinstance(condition, LabelCondition):

@@ -9,13 +9,14 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from imgtok.generators.cache import KVCache
 from imgtok.generators.generator import Generator
 from imgtok.sample.compiled import compiling, own_tensors
 from imgtok.sample.guidance import Guidance
-from imgtok.sample.law import Law
+from imgtok.sample.law import Law, settled
 from imgtok.sample.measure import synchronize
 from imgtok.sample.plain import Plain
 from imgtok.sample.scorer import Scorer
@@ -33,6 +34,8 @@ class Drawn(NamedTuple):
     """How many calls of unfinished images committed 0, 1, 2, … tokens: int64 [window + 2]."""
     memory: Any
     """The strategy's, for the next batch."""
+    latents: Tensor | None = None
+    """b h w d, what the tokens of a next-scale generator add up to."""
 
 
 @dataclass
@@ -69,6 +72,9 @@ class Round:
         logits = job.scorer(nodes, progress.start, columns, draft.tree)
         self.tick("model")
         log_law = job.law(logits)
+        if job.forced is not None:
+            steps = torch.arange(nodes.shape[1], device=nodes.device) if draft.tree is None else draft.tree.depths
+            log_law = settled(log_law, job.forced.gather(1, progress.next + steps))
         self.tick("law")
         verdict, memory = strategy.couple(job, progress, draft, log_law, memory)
         if verdict.path is not None:
@@ -100,6 +106,7 @@ def sample_tokens(
     law: AnyLaw | None = None,
     guidance: Guidance | None = None,
     strategy: Strategy | None = None,
+    forced: Tensor | None = None,
     num_tokens: int | None = None,
     cache: KVCache | None = None,
     on_round: OnRound | None = None,
@@ -110,19 +117,23 @@ def sample_tokens(
 ) -> Drawn:
     """Draws tokens b n for a batch of conditions; keys b 2 (`image_keys`) decide them, whatever else is in the batch.
 
+    `forced`: tokens b n that are given in advance, -1 where they are to be drawn; what is drawn is what follows given
+    the ones before it, with the noise of its place.
     `cache`: memory to use again, from `new_cache` with the strategy's window as spare places. `num_tokens`: stop
     early. `on_round` sees the progress after each round. `ask_every`: rounds between two looks at how far the images
     are, which wait for the device (default: every round on a CPU, every 8th elsewhere). `earlier`: the memory that an
     earlier batch of the same strategy has left, for strategies that learn. `compile`: run rounds as compiled code,
     which takes about a minute when their like is first met (the clock then knows only whole rounds). ValueError if
-    the generator gives logits that are no numbers, or is packed and to be compiled.
+    the generator gives logits that are no numbers, or is packed and to be compiled, and for forced tokens with a
+    strategy that is not exact.
     """
     law, guidance, strategy = law or Law(), guidance or Guidance(), strategy or Plain()
     rows, total, device = len(keys), num_tokens or generator.num_tokens, keys.device
     ask_every = ask_every or (1 if device.type == "cpu" else 8)
     scorer = Scorer(generator, condition, guidance, rows, strategy.window, cache)
-    job = Job(generator, condition, law, guidance, keys, total, scorer)
     most = strategy.window + 1  # tokens that a round can commit
+    given = None if forced is None else with_room(forced[:, :total], most, strategy)
+    job = Job(generator, condition, law, guidance, keys, total, scorer, given)
     progress = beginning(rows, total + most, device)
     memory, accepted = strategy.begin(job, earlier), torch.zeros(most + 1, dtype=torch.int64, device=device)
     advance = Round(job, strategy, None if compile else clock)
@@ -147,6 +158,16 @@ def sample_tokens(
         clock.stop("rounds")
     check_numeric(progress.numeric)
     return Drawn(progress.tokens[:, :total], progress.rounds, accepted, memory)
+
+
+def with_room(forced: Tensor, room: int, strategy: Strategy) -> Tensor:
+    """b n -> b n + room, with nothing given in the room."""
+    if strategy.guarantee not in ("pathwise", "exact"):
+        raise ValueError(
+            f"{type(strategy).__name__} may put a similar token in the place of one that is given in advance; "
+            "use a strategy that is pathwise or exact, such as Jacobi"
+        )
+    return F.pad(forced, (0, room), value=-1)
 
 
 def beginning(rows: int, length: int, device: torch.device) -> Progress:

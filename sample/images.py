@@ -6,26 +6,32 @@ import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from imgtok.generators.cache import KVCache
 from imgtok.generators.generator import Generator
+from imgtok.generators.hub import AnyGenerator
+from imgtok.generators.masked import MaskedGenerator
 from imgtok.generators.next_scale import NextScaleGenerator
 from imgtok.sample.engine import Clock, Drawn, sample_tokens
 from imgtok.sample.guidance import Guidance
+from imgtok.sample.kept import Kept
 from imgtok.sample.law import Law
+from imgtok.sample.masked import MaskedLoop, Unmasking
 from imgtok.sample.measure import with_peak
+from imgtok.sample.next_scale import StageByStage, StageStrategy, check_smooth, sample_stages
 from imgtok.sample.next_scale import new_cache as new_stage_cache
-from imgtok.sample.next_scale import sample_stages
 from imgtok.sample.noise import image_keys
 from imgtok.sample.plain import Plain
 from imgtok.sample.scorer import new_cache
+from imgtok.sample.smooth import Smooth
 from imgtok.sample.strategy import Progress, Strategy
 from imgtok.sample.tuner import Tuner
 from imgtok.tokenizer import Tokenizer
+from imgtok.tokens import SequenceLayout, TokenLayout
 
 logger = logging.getLogger(__name__)
 
@@ -70,12 +76,20 @@ class Statistics:
 
 @dataclass(frozen=True, kw_only=True)
 class SamplerConfig:
-    """What to draw from and how. ValueError for an empty batch."""
+    """What to draw from and how. ValueError for an empty batch, and for mixtures with a strategy that needs tokens."""
 
     law: Law = field(default_factory=Law)
     guidance: Guidance = field(default_factory=Guidance)
-    strategy: Strategy | Tuner = field(default_factory=Plain)
-    """Those that are `pathwise` give the images of plain sampling in fewer network calls."""
+    strategy: Strategy | Tuner | StageStrategy = field(default_factory=Plain)
+    """Those that are `pathwise` give the images of plain sampling in fewer network calls. A `StageStrategy` is for
+    next-scale generators, the others but `Plain` for next-token ones."""
+    smooth: Smooth | None = None
+    """Of next-scale generators alone: add up mixtures of codes in place of single ones."""
+    unmasking: Unmasking = field(default_factory=Unmasking)
+    """Of masked generators alone."""
+    num_tokens: int | None = None
+    """Draw and decode only the first tokens of a sequence, this many; None: all. Of next-token generators alone, for
+    tokenizers whose first tokens matter most."""
     batch_size: int = 16
     """Images drawn together; changes none of them."""
     compile: bool = False
@@ -85,10 +99,12 @@ class SamplerConfig:
     def __post_init__(self) -> None:
         if self.batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
+        if isinstance(self.strategy, StageStrategy):
+            check_smooth(self.smooth, self.strategy)
 
 
 def generate(
-    generator: Generator | NextScaleGenerator,
+    generator: AnyGenerator,
     tokenizer: Tokenizer,
     condition: Any,
     config: SamplerConfig | None = None,
@@ -112,10 +128,12 @@ def generate(
 
     def preview(number: int, unfinished: Tensor) -> None:
         assert on_preview is not None
-        latents = unfinished if by_stage else tokenizer.quantizer.codes(layout.unflatten(unfinished))
+        latents = (
+            unfinished if by_stage else tokenizer.quantizer.codes(layout_of(unfinished, layout).unflatten(unfinished))
+        )
         on_preview(number, tokenizer.decode_latents(latents).clamp(-1, 1))
 
-    for tokens in generate_tokens(
+    for drawn in draw_batches(
         generator,
         condition,
         config,
@@ -126,15 +144,16 @@ def generate(
         on_preview=preview if on_preview else None,
         preview_every=preview_every,
     ):
-        yield tokenizer.decode(tokens, layout)
+        yield decoded(drawn, tokenizer, layout)
 
 
 def generate_tokens(
-    generator: Generator | NextScaleGenerator,
+    generator: AnyGenerator,
     condition: Any,
     config: SamplerConfig | None = None,
     *,
     quantizer: Any = None,
+    kept: Kept | None = None,
     seed: int = 0,
     first: int = 0,
     statistics: Statistics | None = None,
@@ -143,30 +162,78 @@ def generate_tokens(
 ) -> Iterator[Tensor]:
     """The same without decoding: batches of tokens b n. `on_preview` sees tokens; of next-scale generators, latents.
 
-    A next-scale generator needs its tokenizer's `quantizer`. Where memory does not suffice, batches are halved, with a
-    warning; the images stay the same.
+    A next-scale generator needs its tokenizer's `quantizer`. `kept`: what stays of pictures, one a row (see `edit`).
+    Where memory does not suffice, batches are halved, with a warning; the images stay the same.
     """
+    for drawn in draw_batches(
+        generator,
+        condition,
+        config,
+        quantizer=quantizer,
+        kept=kept,
+        seed=seed,
+        first=first,
+        statistics=statistics,
+        on_preview=on_preview,
+        preview_every=preview_every,
+    ):
+        yield drawn.tokens
+
+
+def draw_batches(
+    generator: AnyGenerator,
+    condition: Any,
+    config: SamplerConfig | None,
+    *,
+    quantizer: Any,
+    kept: Kept | None = None,
+    seed: int,
+    first: int,
+    statistics: Statistics | None,
+    on_preview: OnPreview | None,
+    preview_every: int,
+) -> Iterator[Drawn]:
+    """All that is known of each batch; arguments as in `generate_tokens`."""
     config, total = config or SamplerConfig(), count(condition)
     if total < 1:
         raise ValueError("there are no conditions to draw images of; give at least one")
-    loop: TokenLoop | StageLoop
+    check_length(generator, config)
+    loop: TokenLoop | StageLoop | MaskedLoop
     if isinstance(generator, NextScaleGenerator):
         loop = StageLoop(generator, quantizer, config)
+    elif isinstance(generator, MaskedGenerator):
+        check_no_stages(config)
+        check_plain(config)
+        loop = MaskedLoop(generator, config.law, config.guidance, config.unmasking)
     else:
         loop = TokenLoop(generator, config)
 
-    def draw(start: int, rows: int) -> Tensor:
+    def draw(start: int, rows: int) -> Drawn:
         clock = Clock(generator.device) if statistics else None
         keys = image_keys(seed, range(first + start, first + start + rows), generator.device)
         look = None if on_preview is None else partial(on_preview, first + start)
-        part = generator.condition.select(condition, slice(start, start + rows))
-        ask = partial(loop.draw, part, keys, clock, look, preview_every)
+        here = slice(start, start + rows)
+        part, stays = generator.condition.select(condition, here), None if kept is None else kept.rows(here)
+        ask = partial(loop.draw, part, keys, stays, clock, look, preview_every)
         drawn, peak = with_peak(ask, generator.device) if statistics else (ask(), None)
         if statistics and clock:
             statistics.add(drawn, clock, peak)
-        return drawn.tokens
+        return drawn
 
     yield from in_parts(total, config.batch_size, draw, loop.forget)
+
+
+@torch.no_grad()
+def decoded(drawn: Drawn, tokenizer: Tokenizer, layout: TokenLayout) -> Tensor:
+    """b 3 h w in [-1, 1]: from the latents where drawing has added them up, otherwise from the tokens."""
+    if drawn.latents is None:
+        return tokenizer.decode(drawn.tokens, layout_of(drawn.tokens, layout))
+    return tokenizer.decode_latents(drawn.latents).clamp(-1, 1)
+
+
+def layout_of(tokens: Tensor, layout: TokenLayout) -> TokenLayout:
+    """A sequence may be drawn in part."""
+    return SequenceLayout(tokens.shape[1]) if isinstance(layout, SequenceLayout) else layout
 
 
 Look = Callable[[Tensor], None]
@@ -176,13 +243,16 @@ class TokenLoop:
     """Next-token generators: by a strategy, which may learn from batch to batch; caches are used again."""
 
     def __init__(self, generator: Generator, config: SamplerConfig) -> None:
-        self.generator, self.config = generator, config
+        check_no_stages(config)
+        self.generator, self.config, self.strategy = generator, config, cast(Strategy | Tuner, config.strategy)
         self.caches: dict[tuple[int, int], KVCache] = {}
         self.earlier: Any = None
 
-    def draw(self, condition: Any, keys: Tensor, clock: Clock | None, look: Look | None, every: int) -> Drawn:
+    def draw(
+        self, condition: Any, keys: Tensor, kept: Kept | None, clock: Clock | None, look: Look | None, every: int
+    ) -> Drawn:
         config, generator = self.config, self.generator
-        way = config.strategy.strategy() if isinstance(config.strategy, Tuner) else config.strategy
+        way = self.strategy.strategy() if isinstance(self.strategy, Tuner) else self.strategy
         shape = len(keys), way.window
         if shape not in self.caches:
             self.caches[shape] = new_cache(generator, len(keys), config.guidance, way.window)
@@ -193,14 +263,16 @@ class TokenLoop:
             law=config.law,
             guidance=config.guidance,
             strategy=way,
+            forced=None if kept is None else kept.tokens,
+            num_tokens=config.num_tokens,
             cache=self.caches[shape],
             clock=clock,
-            on_round=previewer(look, generator.num_tokens, every),
+            on_round=previewer(look, config.num_tokens or generator.num_tokens, every),
             earlier=self.earlier,
             compile=config.compile,
         )
-        if isinstance(config.strategy, Tuner):
-            config.strategy.learn(drawn)
+        if isinstance(self.strategy, Tuner):
+            self.strategy.learn(drawn)
         self.earlier = drawn.memory
         return drawn
 
@@ -209,20 +281,22 @@ class TokenLoop:
 
 
 class StageLoop:
-    """Next-scale generators: stage by stage. ValueError for what only next-token generators know."""
+    """Next-scale generators: by a strategy over stages. ValueError for what only next-token generators know."""
 
     def __init__(self, generator: NextScaleGenerator, quantizer: Any, config: SamplerConfig) -> None:
         if quantizer is None:
             raise ValueError("a next-scale generator sees latents: give its tokenizer's quantizer")
-        if not isinstance(config.strategy, Plain) or config.compile:
-            raise ValueError(
-                "strategies and compiled rounds are for next-token generators; a next-scale generator is drawn stage "
-                "by stage: leave the strategy plain and compile off"
-            )
+        if isinstance(config.strategy, StageStrategy) and not config.compile:
+            self.strategy = config.strategy
+        else:
+            check_plain(config)
+            self.strategy = StageByStage()
         self.generator, self.quantizer, self.config = generator, quantizer, config
         self.caches: dict[int, KVCache] = {}
 
-    def draw(self, condition: Any, keys: Tensor, clock: Clock | None, look: Look | None, every: int) -> Drawn:
+    def draw(
+        self, condition: Any, keys: Tensor, kept: Kept | None, clock: Clock | None, look: Look | None, every: int
+    ) -> Drawn:
         """`look` sees the latents after every stage."""
         generator, config, rows = self.generator, self.config, len(keys)
         if rows not in self.caches:
@@ -234,6 +308,9 @@ class StageLoop:
             keys,
             law=config.law,
             guidance=config.guidance,
+            strategy=self.strategy,
+            smooth=config.smooth,
+            kept=kept,
             cache=self.caches[rows],
             clock=clock,
             on_stage=None if look is None else lambda stage, latents: look(latents),
@@ -243,7 +320,26 @@ class StageLoop:
         self.caches.clear()
 
 
-def in_parts(total: int, size: int, draw: Callable[[int, int], Tensor], forget: Callable[[], None]) -> Iterator[Tensor]:
+def check_length(generator: AnyGenerator, config: SamplerConfig) -> None:
+    """ValueError for a number of tokens that the generator cannot stop at."""
+    if config.num_tokens is None:
+        return
+    if not isinstance(generator, Generator) or not isinstance(generator.config.layout, SequenceLayout):
+        raise ValueError("only next-token generators of a sequence can stop early: leave num_tokens out")
+    if not 1 <= config.num_tokens <= generator.num_tokens:
+        raise ValueError(f"num_tokens must be between 1 and {generator.num_tokens}, got {config.num_tokens}")
+
+
+def check_plain(config: SamplerConfig) -> None:
+    """ValueError for what only next-token generators know."""
+    if not isinstance(config.strategy, Plain) or config.compile:
+        raise ValueError(
+            "strategies and compiled rounds are for next-token generators; one that draws many tokens at a time has "
+            "its own way: leave the strategy plain and compile off"
+        )
+
+
+def in_parts(total: int, size: int, draw: Callable[[int, int], Drawn], forget: Callable[[], None]) -> Iterator[Drawn]:
     """draw(start, rows) for all of `total` rows; after an error for want of memory, `forget` and go on with half."""
     start = 0
     while start < total:
@@ -287,7 +383,15 @@ def count(condition: Any) -> int:
     return len(condition if isinstance(condition, Tensor) else condition[0])
 
 
-def check_pair(generator: Generator | NextScaleGenerator, tokenizer: Tokenizer) -> None:
+def check_no_stages(config: SamplerConfig) -> None:
+    """ValueError for what only next-scale generators know."""
+    stages = type(config.strategy).__name__ if isinstance(config.strategy, StageStrategy) else None
+    given = stages or (config.smooth and "smooth")
+    if given:
+        raise ValueError(f"{given} is for next-scale generators, which this one is not; leave it out")
+
+
+def check_pair(generator: AnyGenerator, tokenizer: Tokenizer) -> None:
     codes, size = generator.config.codebook_size, tokenizer.quantizer.codebook_size
     if codes != size:
         raise ValueError(

@@ -108,6 +108,11 @@ def unsort(ordered: Tensor, order: Tensor) -> Tensor:
     return torch.empty_like(ordered).scatter_(-1, order, ordered)
 
 
+def settled(log_law: Tensor, given: Tensor) -> Tensor:
+    """Log-probabilities ... v, where a token that is given in advance (... , -1 where there is none) has all mass."""
+    return torch.where((given < 0)[..., None], log_law, one_hot(given.clamp_min(0), log_law))
+
+
 def one_hot(index: Tensor, like: Tensor) -> Tensor:
     """Log-probabilities that allow `index` alone."""
     return torch.full_like(like, -torch.inf).scatter_(-1, index[..., None], 0.0)

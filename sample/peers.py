@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from imgtok.backbones.cnn import CNNConfig
 from imgtok.generators.condition import LabelConditionConfig
 from imgtok.generators.generator import GeneratorConfig
 from imgtok.nn.mlp import swiglu_hidden
@@ -169,9 +170,8 @@ class VQModelPeer:
 
     def __init__(self, config: TokenizerConfig, device: torch.device) -> None:
         """ValueError if no VQModel is as large; ImportError if diffusers is missing."""
-        check_vqmodel(config)
-        VQModel = find_diffusers()
-        backbone, plain = config.backbone, len(config.backbone.encoder_widths) - 1
+        backbone = check_vqmodel(config)
+        VQModel, plain = find_diffusers(), len(backbone.encoder_widths) - 1
         with torch.device("meta"):
             model = VQModel(
                 down_block_types=("DownEncoderBlock2D",) * plain + ("AttnDownEncoderBlock2D",),
@@ -199,21 +199,24 @@ class VQModelPeer:
         return self.model.decode(indices.flatten(), force_not_quantize=True, shape=shape).sample
 
 
-def check_vqmodel(config: TokenizerConfig) -> None:
-    """ValueError unless a VQModel can have the sizes of `config`."""
-    backbone: Any = config.backbone
-    blocks = backbone.encoder_blocks[0]
-    same = (
+def check_vqmodel(config: TokenizerConfig) -> CNNConfig:
+    """The backbone; ValueError unless a VQModel can have the sizes of `config`."""
+    backbone = config.backbone
+    if isinstance(backbone, CNNConfig) and is_vqmodel(backbone):
+        return backbone
+    raise ValueError(
+        "diffusers has no VQModel of this tokenizer's sizes (convolutions, equal widths in encoder and decoder, one "
+        "block more in the decoder, no patches); add --no-peer, or compare with a preset such as llamagen-vq-f16"
+    )
+
+
+def is_vqmodel(backbone: CNNConfig) -> bool:
+    return (
         backbone.encoder_widths == backbone.decoder_widths
-        and set(backbone.encoder_blocks) == {blocks}
-        and set(backbone.decoder_blocks) == {blocks + 1}
+        and len(set(backbone.encoder_blocks)) == 1
+        and set(backbone.decoder_blocks) == {backbone.encoder_blocks[0] + 1}
         and backbone.encoder_patch == backbone.decoder_patch == 1
         and (backbone.stem_width or backbone.encoder_widths[0]) == backbone.encoder_widths[0]
         and backbone.resample == "conv"
-        and backbone.bottleneck
+        and backbone.low_attention
     )
-    if not same:
-        raise ValueError(
-            "diffusers has no VQModel of this tokenizer's sizes (equal widths in encoder and decoder, one block more "
-            "in the decoder, no patches); add --no-peer, or compare with a preset such as llamagen-vq-f16"
-        )

@@ -116,4 +116,4 @@ def neighbours(job: Job, tokens: Tensor, places: Tensor) -> tuple[Tensor, Tensor
         known = tokens.gather(1, (places - distance).clamp_min(0))
         return torch.where(places >= distance, known, job.codebook_size)
 
-    return before(1), before(job.generator.config.layout.width)
+    return before(1), before(job.generator.config.layout.latent_shape[-1])

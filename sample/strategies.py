@@ -9,16 +9,19 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from imgtok.generators.generator import Generator
+from imgtok.generators.next_scale import NextScaleGenerator
 from imgtok.generators.quantize import quantized
 from imgtok.sample.branched import BranchedJacobi
 from imgtok.sample.draft_model import DraftModel, EarlyExit, check_alike, check_depth
 from imgtok.sample.jacobi import Jacobi
 from imgtok.sample.lantern import Lantern
+from imgtok.sample.next_scale import StageByStage, StageStrategy
 from imgtok.sample.plain import Plain
 from imgtok.sample.recalling import MOST_CODES, RecallingJacobi, check_table
 from imgtok.sample.recycled import Recycled
 from imgtok.sample.several import SeveralDrafts
 from imgtok.sample.sjd import SpeculativeJacobi
+from imgtok.sample.staged_draft import SmallerTail, StagedDraft, check_partner
 from imgtok.sample.strategy import Guarantee, Strategy
 from imgtok.sample.token_tree import DynamicTree, StaticTree
 
@@ -60,10 +63,36 @@ class Parts:
         return Lantern(self.drafter(name), self.codes, neighbours=neighbours, delta=delta, epsilon=epsilon)
 
 
+@dataclass(frozen=True, kw_only=True)
+class StageParts:
+    """What a strategy for next-scale generators may be built of."""
+
+    generator: NextScaleGenerator
+    draft: NextScaleGenerator | None = None
+    """A smaller one of the same tokens."""
+    stages: int | None = None
+    """How many the smaller one draws; None: as the strategy has it, but not all."""
+
+    def drawn_by_draft(self, name: str, stages: int) -> tuple[NextScaleGenerator, int]:
+        """The smaller generator and the number of its stages, usually `stages`."""
+        if self.draft is None:
+            raise ValueError(f"strategy {name!r} needs a draft model; give --draft-model, a smaller generator")
+        count = min(stages, self.generator.num_stages - 1) if self.stages is None else self.stages
+        check_partner(self.draft, self.generator, count)
+        return self.draft, count
+
+
 class Entry(NamedTuple):
     guarantee: Guarantee
     about: str
     build: Callable[[Parts], Any]
+    needs_draft: bool = False
+
+
+class StageEntry(NamedTuple):
+    guarantee: Guarantee
+    about: str
+    build: Callable[[StageParts], StageStrategy]
     needs_draft: bool = False
 
 
@@ -127,6 +156,32 @@ ENTRIES: dict[str, Entry] = {
     ),
     "lantern": Entry("relaxed", "the same without a bound", lambda parts: parts.lantern("lantern", delta=0.1), True),
 }
+
+
+STAGE_ENTRIES: dict[str, StageEntry] = {
+    "plain": StageEntry("pathwise", "stage by stage", lambda parts: StageByStage()),
+    "staged-draft": StageEntry(
+        "pathwise",
+        "a draft model draws the first stages, one call scores them",
+        lambda parts: StagedDraft(*parts.drawn_by_draft("staged-draft", StagedDraft.stages)),
+        True,
+    ),
+    "smaller-tail": StageEntry(
+        "relaxed",
+        "the draft model draws the last stages",
+        lambda parts: SmallerTail(*parts.drawn_by_draft("smaller-tail", SmallerTail.stages)),
+        True,
+    ),
+}
+"""Of next-scale generators; those above are of next-token ones."""
+
+
+def build_stage_strategy(name: str, parts: StageParts) -> StageStrategy:
+    """The strategy `name` of a next-scale generator. ValueError for what there is not, or cannot be."""
+    if name not in STAGE_ENTRIES:
+        known = ", ".join(STAGE_ENTRIES)
+        raise ValueError(f"strategy {name!r} is none of next-scale generators; choose from {known}")
+    return STAGE_ENTRIES[name].build(parts)
 
 
 def build_strategy(name: str, parts: Parts, window: int | None = None) -> Strategy:

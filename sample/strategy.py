@@ -85,6 +85,8 @@ class Job:
     """Tokens to draw of each image."""
     scorer: Scorer
     """Of the generator itself."""
+    forced: Tensor | None = None
+    """b m, tokens given in advance, -1 where they are drawn; as long as any round can reach."""
 
     @property
     def codebook_size(self) -> int:

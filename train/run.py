@@ -21,6 +21,7 @@ from imgtok.tokenizer import Tokenizer
 from imgtok.train.config import (
     GeneratorTraining,
     LoopConfig,
+    MaskedSizes,
     NextScaleSizes,
     OptimizerConfig,
     TokenDataConfig,
@@ -29,7 +30,7 @@ from imgtok.train.config import (
 from imgtok.train.data import ImageBatches, Share, TokenBatches
 from imgtok.train.loop import Outcome, fit, prepare_folder
 from imgtok.train.randomness import derived_seed
-from imgtok.train.tasks import GeneratorTask, NextScaleTask, TokenizerTask
+from imgtok.train.tasks import GeneratorTask, MaskedTask, NextScaleTask, TokenizerTask
 
 logger = logging.getLogger(__name__)
 
@@ -95,9 +96,21 @@ def generator_parts(config: GeneratorTraining, out: Path, accelerator: Accelerat
     validation = TokenCache(out / "tokens" / "val") if (out / "tokens" / "val").is_dir() else None
     batches = TokenBatches(cache, config.loop, share_of(accelerator))
     torch.manual_seed(derived_seed(config.loop.seed, "weights"))
-    kind = NextScaleTask if isinstance(config.model, NextScaleSizes) else GeneratorTask
-    task = kind(config.model.config(tokenizer.config, labels_of(cache.label_sets, config)), validation, tokenizer)
-    return Parts(task, batches, (config.optimizer,), config.loop, accelerator)
+    model = config.model.config(tokenizer.config, labels_of(cache.label_sets, config))
+    return Parts(
+        generator_task(config, model, validation, tokenizer), batches, (config.optimizer,), config.loop, accelerator
+    )
+
+
+def generator_task(
+    config: GeneratorTraining, model: Any, validation: TokenCache | None, tokenizer: Tokenizer
+) -> GeneratorTask:
+    """What a generator of this kind learns by."""
+    if isinstance(config.model, NextScaleSizes):
+        return NextScaleTask(model, validation, tokenizer, mistakes=config.model.mistakes)
+    if isinstance(config.model, MaskedSizes):
+        return MaskedTask(model, config.model, validation, tokenizer)
+    return GeneratorTask(model, validation, tokenizer)
 
 
 def encode_splits(data: TokenDataConfig, out: Path, device: torch.device) -> None:

@@ -9,7 +9,10 @@ from typing import Literal
 
 import tyro
 
+from imgtok.generators import hub
+from imgtok.generators.next_scale import NextScaleConfig
 from imgtok.sample.bench import SamplingBench, bench_sampling
+from imgtok.sample.bench_stages import bench_stages
 from imgtok.sample.bench_tokenizer import TokenizerBench, bench_tokenizer
 from imgtok.sample.commands.common import Device, Flag, find_device, millions
 from imgtok.sample.measure import DType, Report
@@ -40,6 +43,9 @@ def sample(
     json: Path | None = None,
 ) -> None:
     """Measure how fast images are drawn by each strategy, beside a Llama of the same size from transformers.
+
+    Next-scale generators are drawn stage by stage and decoded, beside VAR's published loop with the same weights;
+    guidance rises linearly with the stages.
 
     Args:
         preset: Generator to build, with random weights, as speed does not depend on them; llamagen-gpt-b-256 if
@@ -81,8 +87,13 @@ def sample(
         compile_peer=compile_peer,
     )
     check_file(json)
-    report = bench_sampling(bench, find_device(device))
-    finish(report, json, sampling_lines(report))
+    config, where = hub.load_config(bench.model), find_device(device)
+    if isinstance(config, NextScaleConfig):
+        report = bench_stages(bench, config, where)
+        finish(report, json, stage_lines(report))
+    else:
+        report = bench_sampling(bench, where)
+        finish(report, json, sampling_lines(report))
 
 
 def tokenizer(
@@ -185,6 +196,28 @@ def sampling_lines(report: Report) -> list[str]:
     note = "the weights are random: calls an image say nothing about trained ones"
     notes = [note] if settings["weights"] == "random" and len(report.rows) > 2 else []
     return [about, circumstances(report), *table([columns, *cells], words=2), *notes]
+
+
+def stage_lines(report: Report) -> list[str]:
+    settings = report.settings
+    about = (
+        f"{settings['model']}: {settings['tokens']} tokens an image in {settings['stages']} calls, "
+        f"batch {settings['batch']}, guidance {settings['guidance']:g}, temperature {settings['temperature']:g}, "
+        f"top-k {settings['top_k']}, decoding included"
+    )
+    columns = ("", "s/image", "of it decoding", "images/s", "x published", "peak memory")
+    cells = [
+        (
+            row["name"],
+            shown(row["seconds_per_image"]),
+            shown(row["seconds_of_decoding"]),
+            shown(1 / row["seconds_per_image"]),
+            shown(row["ratio_to_published"]),
+            memory(row["peak_bytes"]),
+        )
+        for row in report.rows
+    ]
+    return [about, circumstances(report), *table([columns, *cells], words=1)]
 
 
 def tokenizer_lines(report: Report) -> list[str]:

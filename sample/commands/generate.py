@@ -21,7 +21,7 @@ from imgtok.data import grid as sheet
 from imgtok.data import save_png, to_uint8
 from imgtok.generators.condition import LabelConditionConfig, TextConditionConfig, TextFeatures
 from imgtok.generators.generator import Generator
-from imgtok.generators.hub import load, load_config, load_next_token
+from imgtok.generators.hub import AnyGenerator, load, load_config, load_next_token
 from imgtok.generators.next_scale import NextScaleGenerator
 from imgtok.generators.pack import packed
 from imgtok.generators.presets import PRESETS
@@ -38,12 +38,16 @@ from imgtok.sample.commands.common import (
     progress,
     set_threads,
 )
+from imgtok.sample.commands.stagewise import check_stage_options, stage_way
 from imgtok.sample.guidance import Guidance
-from imgtok.sample.images import SamplerConfig, Statistics, check_pair
+from imgtok.sample.images import SamplerConfig, Statistics, check_length, check_pair
 from imgtok.sample.images import generate as draw
 from imgtok.sample.law import Law
+from imgtok.sample.masked import Unmasking
+from imgtok.sample.next_scale import StageStrategy
 from imgtok.sample.plain import Plain
-from imgtok.sample.strategies import ENTRIES, Parts, build_strategy
+from imgtok.sample.smooth import Smooth
+from imgtok.sample.strategies import ENTRIES, STAGE_ENTRIES, Entry, Parts, StageEntry, build_strategy
 from imgtok.sample.strategy import Strategy
 from imgtok.sample.tuner import Tuner
 from imgtok.tokenizer import Tokenizer
@@ -87,8 +91,14 @@ def generate(
     window: int | None = None,
     draft_model: str | None = None,
     draft_weights: Path | None = None,
+    draft_stages: int | None = None,
     exit_depth: int | None = None,
     epsilon: float = 0.1,
+    smooth: Flag = False,
+    num_tokens: int | None = None,
+    unmasking_steps: int = 8,
+    unmasking_noise: float = 1.0,
+    unmasking_anneal: Flag = False,
     out: Path = Path("samples"),
     grid: bool = True,
     overwrite: Flag = False,
@@ -126,8 +136,15 @@ def generate(
         window: Tokens scored at a time beside the last, for strategies that have a window; None: theirs.
         draft_model: A smaller generator of the same tokenizer, folder or preset, for strategies that need one.
         draft_weights: The draft preset's published file, instead of a download.
+        draft_stages: Stages that the draft model draws: the first ones in `staged-draft`, the last ones in
+            `smaller-tail`; None: 2.
         exit_depth: Blocks that draft in `early-exit`; None: a third.
         epsilon: For `certified`: most that each token's law may be off, in total variation.
+        smooth: For next-scale generators: mixtures of codes in place of single ones, for smoother pictures.
+        num_tokens: Draw and decode only the first tokens of a sequence, this many; None: all.
+        unmasking_steps: For masked generators: network calls an image.
+        unmasking_noise: For masked generators: how random the first choice of tokens, and of which of them stay, is.
+        unmasking_anneal: For masked generators: unlikely tokens become less likely over the steps.
         out: Folder for 00000.png and so on, grid.png and samples.json, the settings of the run.
         grid: Write grid.png with the first 64 images.
         overwrite: Replace the images of an earlier run in --out.
@@ -143,13 +160,26 @@ def generate(
     check_pictures_place(out, overwrite)
     law = Law(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, typical=typical, top_h=top_h)
     strength = Guidance(scale=guidance, schedule=guidance_schedule, power=guidance_power, steps=guidance_steps)
-    where, wanted = find_device(device), wanted_images(load_config(model).condition, label, features, num)
+    unmasking = Unmasking(steps=unmasking_steps, noise=unmasking_noise, anneal=unmasking_anneal)
+    model_config, where = load_config(model), find_device(device)
+    check_stage_options(
+        model,
+        model_config,
+        strategy=strategy,
+        window=window,
+        compile=compile,
+        draft_stages=draft_stages,
+        smooth=smooth,
+    )
+    wanted = wanted_images(model_config.condition, label, features, num)
     partner = tokenizer or tokenizer_of(model)
     loaded, decoder = load_pair(model, weights, partner, tokenizer_weights, where, DTYPES[dtype])
     generator: Any = loaded if compile else packed(loaded)
-    way: Strategy | Tuner = Plain()
+    way: Strategy | Tuner | StageStrategy = Plain()
     if isinstance(loaded, NextScaleGenerator):
-        check_stagewise(model, strategy, compile)
+        way = stage_way(loaded, strategy, draft_model, draft_weights, draft_stages)
+    elif not isinstance(loaded, Generator):
+        check_one_way(model, strategy, compile)
     elif strategy == "auto":
         way = Tuner(generator, strength, min(batch_size, len(wanted.rows)), compile=compile)
     else:
@@ -161,9 +191,26 @@ def generate(
         way = build_strategy(strategy, parts, window)
     settings = {"model": model, "tokenizer": partner, "seed": seed, "dtype": dtype, "device": str(where)}
     settings |= {"strategy": strategy, "window": window, "draft_model": draft_model, "compile": compile}
-    start_folder(out, settings | {"guidance": to_dict(strength), "law": to_dict(law)}, wanted.rows)
+    settings |= {
+        "guidance": to_dict(strength),
+        "law": to_dict(law),
+        "unmasking": to_dict(unmasking),
+        "num_tokens": num_tokens,
+    }
+    settings |= {"draft_stages": draft_stages, "smooth": smooth}
+    config = SamplerConfig(
+        law=law,
+        guidance=strength,
+        strategy=way,
+        smooth=Smooth() if smooth else None,
+        unmasking=unmasking,
+        num_tokens=num_tokens,
+        batch_size=batch_size,
+        compile=compile,
+    )
+    check_length(loaded, config)
+    start_folder(out, settings, wanted.rows)
     started, condition, statistics = time.monotonic(), on_device(wanted.condition, where), Statistics()
-    config = SamplerConfig(law=law, guidance=strength, strategy=way, batch_size=batch_size, compile=compile)
     images = draw(generator, decoder, condition, config, seed=seed, statistics=statistics)
     first = save_all(images, out, len(wanted.rows))
     seconds = time.monotonic() - started
@@ -177,25 +224,26 @@ def generate(
     print("\n".join(told(statistics)))
 
 
-def check_stagewise(model: str, strategy: str, compile: bool) -> None:
-    """A next-scale generator has one way to be drawn from."""
+def check_one_way(model: str, strategy: str, compile: bool) -> None:
+    """A generator that draws many tokens at a time has one way to be drawn from."""
     if strategy not in ("auto", "plain"):
-        raise ValueError(f"--strategy {strategy} is for next-token generators; {model} is drawn stage by stage")
+        raise ValueError(f"--strategy {strategy} is for next-token generators; {model} is none and has its own way")
     if compile:
-        raise ValueError(f"--compile is for next-token generators; {model} is drawn stage by stage, without it")
+        raise ValueError(f"--compile is for next-token generators; {model} is none")
 
 
 def check_strategy(name: str, window: int | None, draft_model: str | None, epsilon: float) -> None:
     """What can be checked before anything is loaded."""
-    if name != "auto" and name not in ENTRIES:
-        raise ValueError(f"--strategy {name} is unknown; choose from {', '.join(['auto', *ENTRIES])}")
+    entries: dict[str, Entry | StageEntry] = {**ENTRIES, **STAGE_ENTRIES}
+    if name != "auto" and name not in entries:
+        raise ValueError(f"--strategy {name} is unknown; choose from {', '.join(['auto', *entries])}")
     if window is not None:
         check_positive("window", window)
         if name == "auto":
             raise ValueError("--window is chosen by --strategy auto; name a strategy, such as jacobi, or leave it out")
     if not 0 <= epsilon <= 1:
         raise ValueError(f"--epsilon must be between 0 and 1, got {epsilon}")
-    needs = name in ENTRIES and ENTRIES[name].needs_draft
+    needs = name in entries and entries[name].needs_draft
     if needs and draft_model is None:
         raise ValueError(f"--strategy {name} needs --draft-model, a smaller generator of the same tokenizer")
     if draft_model is not None and not needs:
@@ -304,7 +352,7 @@ def load_pair(
     tokenizer_weights: Path | None,
     device: torch.device,
     dtype: torch.dtype,
-) -> tuple[Generator | NextScaleGenerator, Tokenizer]:
+) -> tuple[AnyGenerator, Tokenizer]:
     check_weights("weights", weights, model, PRESETS)
     check_weights("tokenizer-weights", tokenizer_weights, tokenizer, TOKENIZERS)
     generator = load(model, weights=weights, device=device, dtype=dtype)

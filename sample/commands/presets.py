@@ -11,11 +11,12 @@ import tyro
 
 from imgtok.generators.condition import LabelConditionConfig, TextConditionConfig
 from imgtok.generators.presets import PRESETS as GENERATORS
-from imgtok.hub import ModelConfig, build_empty
+from imgtok.hub import WEIGHTS_FILE, ModelConfig, build_empty
 from imgtok.preset import Preset
 from imgtok.presets import PRESETS as TOKENIZERS
 from imgtok.sample.commands.common import Flag, millions
-from imgtok.tokens import TokenLayout
+from imgtok.tokenizer import QuantizerConfig
+from imgtok.tokens import TokenLayout, sizes_text
 from imgtok.train.config import GeneratorTraining, TokenizerTraining
 from imgtok.train.recipes import GENERATORS as GENERATOR_RECIPES
 from imgtok.train.recipes import TOKENIZERS as TOKENIZER_RECIPES
@@ -40,7 +41,7 @@ def tokenizer_rows() -> list[Row]:
         {
             **model_row(name, preset),
             "tokens": grid_text(preset.config.layout),
-            "codes": f"{preset.config.quantizer.codebook_size} x {preset.config.quantizer.codebook_dim}",
+            "codes": codes_text(preset.config.quantizer),
             **origin_row(preset),
         }
         for name, preset in TOKENIZERS.items()
@@ -101,7 +102,13 @@ def count_parameters(config: ModelConfig) -> int:
 
 def grid_text(layout: TokenLayout) -> str:
     """Of several maps, the last."""
-    return f"{layout.height} x {layout.width}"
+    return sizes_text([layout.latent_shape])
+
+
+def codes_text(quantizer: QuantizerConfig) -> str:
+    """Number and length; vectors that are no codes have a length alone."""
+    size, dim = quantizer.codebook_size, quantizer.codebook_dim
+    return f"{size} x {dim}" if size else f"any x {dim}"
 
 
 def condition_text(condition: LabelConditionConfig | TextConditionConfig) -> str:
@@ -115,12 +122,12 @@ def as_text(groups: Mapping[str, list[Row]]) -> str:
     return "\n".join(
         [
             "Tokenizers, for imgtok.load and --model or --tokenizer",
-            *table(tokenizers, ("name", "parameters", "tokens", "codes", "published", "weights", "file")),
-            *footers(tokenizers, ("code", "paper", "note")),
+            *table(tokenizers, ("name", "parameters", "tokens", "codes", "published", "file")),
+            *footers(tokenizers, ("weights", "code", "paper", "note")),
             "",
             "Generators, for imgtok.generators.load and imgtok generate --model",
-            *table(generators, ("name", "parameters", "tokens", "condition", "published", "weights", "file")),
-            *footers(generators, ("tokenizer", "code", "paper", "note")),
+            *table(generators, ("name", "parameters", "tokens", "condition", "published", "file")),
+            *footers(generators, ("tokenizer", "weights", "code", "paper", "note")),
             "",
             "Recipes, for imgtok train tokenizer and imgtok train generator",
             *table(recipes, ("name", "kind", "steps", "batch", "data")),
@@ -144,6 +151,8 @@ def cell(column: str, value: Any) -> str:
         return millions(value)
     if column == "published":
         return ", ".join(f"{METRICS.get(name, name)} {number:.2f}" for name, number in value.items()) or NONE
+    if column == "file" and value:
+        return value.removesuffix(f"/{WEIGHTS_FILE}")  # the name that the hub expects goes without saying
     return f"{value:,}" if isinstance(value, int) else value or NONE
 
 

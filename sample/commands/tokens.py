@@ -30,7 +30,8 @@ from imgtok.sample.commands.common import (
     set_threads,
 )
 from imgtok.tokencache import DESCRIPTION, LABELS, NAMES, TOKENS, TokenCache, encode_source
-from imgtok.tokenizer import Tokenizer
+from imgtok.tokenizer import Tokenizer, size_of
+from imgtok.tokens import sizes_text
 
 logger = logging.getLogger(__name__)
 
@@ -170,7 +171,7 @@ def prepare(image: Tensor, name: str, reduction: int, size: int | None) -> Tenso
 def reconstruct_one(tokenizer: Tokenizer, image: Tensor, scales: int | None = None) -> Pair:
     original = to_float(image)[None]
     indices = tokenizer.encode(original.to(tokenizer.from_codes.weight.device))
-    result = tokenizer.decode(indices, tokenizer.layout_of(original), scales).cpu()
+    result = tokenizer.decode(indices, stages=scales, size=size_of(original)).cpu()
     psnr, ssim = metrics.psnr(result, original), metrics.ssim(result, original)
     return Pair(image, to_uint8(result)[0], float(psnr), float(ssim))
 
@@ -238,7 +239,7 @@ def encode(
             progress=lambda done, total: bar.update(done - bar.n),
         )
     layout, versions = cache.description.layout, f" x {cache.versions} versions" if cache.versions > 1 else ""
-    print(f"{out}: {cache.images} images{versions} of {layout.height} x {layout.width} tokens")
+    print(f"{out}: {cache.images} images{versions} of {sizes_text([layout.latent_shape])} tokens")
     print(f"next: {command_line(['imgtok', 'decode', out, '--model', model, '--out', 'decoded'])}")
 
 

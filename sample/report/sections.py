@@ -79,9 +79,11 @@ def about_tokenizer(run: Run) -> str:
     text = "The tokenizer cuts a picture into cells and describes each by one code out of a list it made up itself."
     if config:
         size, layout, codes = config.image_size, config.layout, config.quantizer.codebook_size
+        cells = " × ".join(map(str, layout.latent_shape))
         shrinkage = 24 * size * size / (layout.num_tokens * math.log2(codes))
+        cells = " × ".join(map(str, layout.latent_shape))
         text = (
-            f"The tokenizer cuts a picture of {size} × {size} pixels into {layout.height} × {layout.width} cells and "
+            f"The tokenizer cuts a picture of {size} × {size} pixels into {cells} cells and "
             f"describes each by one of {codes} codes it made up itself: {shrinkage:.0f} times less data."
         )
     text += " Its second half paints the picture again from these tokens alone."

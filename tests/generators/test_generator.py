@@ -12,7 +12,7 @@ from torch import Tensor
 
 from imgtok.generators.condition import Label, LabelConditionConfig, TextConditionConfig, TextFeatures
 from imgtok.generators.generator import Generator, GeneratorConfig
-from imgtok.tokens import GridLayout
+from imgtok.tokens import GridLayout, SequenceLayout
 
 CLASSES = LabelConditionConfig(labels=(Label(size=4), Label(name="style", size=2)))
 TEXT = TextConditionConfig(num_slots=5, feature_dim=6)
@@ -55,8 +55,9 @@ kinds = pytest.mark.parametrize(
         replace(CONFIG, prefix_rotation="zero", num_kv_heads=None, rope_base=100.0),
         replace(CONFIG, condition=TEXT),
         replace(CONFIG, condition=TEXT, prefix_rotation="zero"),
+        replace(CONFIG, layout=SequenceLayout(8)),
     ],
-    ids=["labels", "labels-zero", "text", "text-zero"],
+    ids=["labels", "labels-zero", "text", "text-zero", "sequence"],
 )
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from imgtok.generators.tree import Tree
 from imgtok.sample.law import Law
+from imgtok.tokens import GridLayout
 
 
 class Recorder:
@@ -47,7 +48,7 @@ class TableGenerator:
 
     def __init__(self, first: Tensor, second: Tensor, later: Tensor, num_tokens: int) -> None:
         self.first, self.second, self.later, self.num_tokens = first.log(), second.log(), later.log(), num_tokens
-        self.config = SimpleNamespace(codebook_size=len(first), layout=SimpleNamespace(height=1, width=num_tokens))
+        self.config = SimpleNamespace(codebook_size=len(first), layout=GridLayout(1, num_tokens))
         self.device = first.device
         self.condition = SimpleNamespace(with_null=lambda condition: torch.cat([condition, condition]))
         self.calls = 0

@@ -25,7 +25,7 @@ from imgtok.quantizers.views import ScalesConfig
 from imgtok.sample import generate
 from imgtok.tokencache import encode_source
 from imgtok.train import checkpoint, tasks
-from imgtok.train.config import NextScaleSizes
+from imgtok.train.config import MistakesConfig, NextScaleSizes
 from imgtok.train.log import read
 from imgtok.train.loop import Diverged, Stopped
 from imgtok.train.run import train_generator, train_tokenizer
@@ -91,7 +91,7 @@ def test_a_tokenizer_of_maps_learns_and_encodes_a_data_set(tokenizer_training, p
 
 
 def test_a_generator_of_one_grid_refuses_maps(tokenizer_training, generator_training):
-    with pytest.raises(ValueError, match="reads one grid of tokens, but the tokenizer codes an image in several maps"):
+    with pytest.raises(ValueError, match="one grid or sequence of tokens, but the tokenizer codes an image in several"):
         generator_training.model.config(of_maps(tokenizer_training).tokenizer, ())
 
 
@@ -106,9 +106,11 @@ def test_a_generator_learns_and_samples(tokenizer_training, generator_training, 
     assert images.shape == (2, 3, 16, 16)
 
 
-def test_a_next_scale_generator_learns_samples_and_resumes(tokenizer_training, generator_training, tmp_path):
+@pytest.mark.parametrize("mistakes", [None, MistakesConfig(share=0.2, neighbours=4)])
+def test_a_next_scale_generator_learns_samples_and_resumes(tokenizer_training, generator_training, mistakes, tmp_path):
     train_tokenizer(longer(of_maps(tokenizer_training), steps=60), tmp_path / "tokenizer", device="cpu")
     model = NextScaleSizes(width=16, depth=2, num_heads=2, mlp_ratio=2, dropout=0.1, drop_path=0.1, gate_init=0.3)
+    model = replace(model, mistakes=mistakes)
     config = longer(replace(generator_training, model=model), steps=120, batch_size=8, ema_decay=0.9)
     config = longer(config, evaluate_every=0, checkpoint_every=60)
     outcome = train_generator(config, tmp_path / "tokenizer", tmp_path / "run", device="cpu")

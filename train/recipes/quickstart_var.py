@@ -4,19 +4,27 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from imgtok.quantizers.residual import ResidualConfig
+from imgtok.quantizers.residual import ResidualConfig, ViewConfig
 from imgtok.quantizers.vector import VectorConfig
 from imgtok.quantizers.views import ScalesConfig
-from imgtok.train.config import GeneratorTraining, NextScaleSizes, TokenizerLossConfig, TokenizerTraining
+from imgtok.train.config import (
+    GeneratorTraining,
+    MistakesConfig,
+    NextScaleSizes,
+    TokenizerLossConfig,
+    TokenizerTraining,
+)
 from imgtok.train.recipes import quickstart
 
+SCALES = ScalesConfig(scales=(1, 2, 3, 5, 8), blends=3)
 
-def tokenizer() -> TokenizerTraining:
+
+def tokenizer(view: ViewConfig = SCALES) -> TokenizerTraining:
     """The quickstart's, but for the quantizer: maps of 1, 4, 9, 25 and 64 tokens with one codebook."""
     base = quickstart.tokenizer()
     quantizer = ResidualConfig(
         stage=VectorConfig(codebook_size=512, codebook_dim=16, l2_norm=False, learning="ema", begin="latents"),
-        view=ScalesConfig(scales=(1, 2, 3, 5, 8), blends=3),
+        view=view,
     )
     return replace(
         base,
@@ -36,6 +44,7 @@ def generator() -> GeneratorTraining:
         dropout=0.1,
         gate_init=0.1,
         drop_labels={"subcategory": 0.2, "style": 0.1},
+        mistakes=MistakesConfig(share=0.3, neighbours=32),
     )
     return replace(base, model=model)
 

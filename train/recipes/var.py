@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from imgtok.backbones.cnn import CNNConfig
 from imgtok.presets.var import VQ16
 from imgtok.quantizers.residual import ResidualConfig
 from imgtok.quantizers.views import ScalesConfig
@@ -27,6 +28,7 @@ from imgtok.train.recipes.llamagen import IMAGENET
 def tokenizer() -> TokenizerTraining:
     """250 epochs at batch 768: 0.2 L1 + L2 + LPIPS, from 22 % on PatchGAN hinge at 0.4 times the adaptive weight."""
     steps = 250 * IMAGENET // 768
+    assert isinstance(VQ16.backbone, CNNConfig)
     assert isinstance(VQ16.quantizer, ResidualConfig) and isinstance(VQ16.quantizer.view, ScalesConfig)
     stage = replace(VQ16.quantizer.stage, begin="latents")
     view = replace(VQ16.quantizer.view, other_scales=())

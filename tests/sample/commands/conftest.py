@@ -15,6 +15,7 @@ from imgtok.backbones.cnn import CNNConfig
 from imgtok.data import save_png
 from imgtok.generators.condition import Label, LabelConditionConfig, TextConditionConfig
 from imgtok.generators.generator import GeneratorConfig
+from imgtok.generators.masked import MaskedConfig
 from imgtok.generators.next_scale import NextScaleConfig
 from imgtok.hub import ModelConfig
 from imgtok.quantizers.residual import ResidualConfig
@@ -85,7 +86,7 @@ def tokenizer_config() -> TokenizerConfig:
 def models(tmp_path_factory, tokenizer_config) -> Path:
     """Folders: tokenizer, other-tokenizer, generator (labels, tokenizer inside), text-generator (no tokenizer).
 
-    And next-scale, with a tokenizer of three maps inside.
+    And masked, with that tokenizer inside, and next-scale, with a tokenizer of three maps inside.
     """
     root = tmp_path_factory.mktemp("models")
     labels = LabelConditionConfig(
@@ -103,6 +104,13 @@ def models(tmp_path_factory, tokenizer_config) -> Path:
         filled(generator_config(tokenizer_config, TextConditionConfig(num_slots=3, feature_dim=6)), 4),
         root / "text-generator",
     )
+    masked = MaskedConfig(
+        layout=tokenizer_config.layout, codebook_size=32, condition=labels, width=16, depth=2, num_heads=2
+    )
+    unsure = filled(masked, 7)
+    unsure.head.logits.weight.data.mul_(0.2)  # so that images of a class differ
+    hub.save(unsure, root / "masked")
+    hub.save(tokenizer, root / "masked" / "tokenizer")
     stage = VectorConfig(codebook_size=32, codebook_dim=4, l2_norm=False)
     maps = replace(
         tokenizer_config, quantizer=ResidualConfig(stage=stage, view=ScalesConfig(scales=(1, 2, 4), blends=2))

@@ -113,6 +113,21 @@ def test_a_next_scale_generator_draws_stage_by_stage(run, refused, models, tmp_p
     refused("draws 3 maps of tokens an image but the tokenizer has 1", *words, "--tokenizer", models / "tokenizer")
 
 
+def test_a_masked_generator_draws_in_as_many_steps_as_asked_for(run, refused, models, tmp_path):
+    words = ("generate", "--model", models / "masked", "--num", 5, "--guidance-schedule", "linear")
+    words += ("--unmasking-steps", 6, "--unmasking-noise", 2.5, "--unmasking-anneal")
+    for name, batch_size in (("one", 1), ("all", 5)):
+        result = run(*words, "--batch-size", batch_size, "--out", tmp_path / name)
+        assert (result.status, result.err) == (0, "")
+        assert "6.0 network calls an image" in result.out
+    assert same(images(tmp_path / "one"), images(tmp_path / "all"))
+    settings = json.loads((tmp_path / "all" / "samples.json").read_text())
+    assert settings["unmasking"] == {"type": "Unmasking", "steps": 6, "noise": 2.5, "anneal": True}
+    refused("next-token generators of a sequence can stop early", *words, "--num-tokens", 2, "--out", tmp_path / "x")
+    refused("--strategy jacobi is for", *words, "--strategy", "jacobi", "--out", tmp_path / "refused")
+    refused("unmasking steps must be at least 1, got 0", *words, "--unmasking-steps", 0, "--out", tmp_path / "no")
+
+
 def test_a_next_scale_generator_is_no_draft_model(refused, models, tmp_path):
     words = ("--strategy", "draft", "--draft-model", models / "next-scale", "--out", tmp_path / "out")
     refused("needs one that draws token by token", "generate", "--model", models / "generator", *words)

@@ -18,8 +18,11 @@ def test_the_table_has_a_line_for_every_preset_and_recipe(run):
 def test_columns_are_aligned(run):
     lines = run("presets").out.splitlines()
     start = next(i for i, line in enumerate(lines) if line.startswith("NAME"))
-    at = lines[start].index("WEIGHTS")
-    assert {line[at - 2 : at + 3] for line in lines[start + 1 : start + 1 + len(TOKENIZERS)]} == {"  MIT"}
+    at = lines[start].index("FILE")
+    rows = lines[start + 1 : start + 1 + len(TOKENIZERS)]
+    assert {line[at - 2 : at] for line in rows} == {"  "}
+    repositories = [preset.weights.repo if preset.weights else "-" for preset in TOKENIZERS.values()]
+    assert [line[at:][: len(repo)] for line, repo in zip(rows, repositories, strict=True)] == repositories
     assert max(map(len, lines)) <= 120
 
 
