@@ -63,7 +63,7 @@ def test_later_maps_are_to_make_good_for_swaps(quantizer, tokens):
     seen, right = shown(quantizer, tokens, share=1.0, neighbours=64)
     before = seen[:, -36:].unflatten(1, (6, 6))  # all but the last map, which is as large as the latents
     ends = [quantizer.accumulate(before, layout.unflatten(choice)[-1], 3, layout) for choice in (right, tokens)]
-    errors = [float((end - picture).square().mean()) for end in ends]
+    errors = [float((end - picture).detach().square().mean()) for end in ends]
     assert errors[0] < 0.7 * errors[1]
 
 
