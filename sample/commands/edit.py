@@ -171,7 +171,8 @@ def edit(
 
 
 def check_way(name: str, window: int | None) -> None:
-    if name in STAGE_ENTRIES.keys() - {"plain"} or (name in ENTRIES and ENTRIES[name].needs_draft):
+    entry = ENTRIES.get(name) or STAGE_ENTRIES.get(name)
+    if entry is not None and entry.needs_draft:
         raise ValueError(f"--strategy {name} needs a draft model, which edit has no option for; use auto")
     check_strategy(name, window, None, 0.0)
 
