@@ -143,29 +143,39 @@ class TokenizerTraining:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TransformerSizes:
-    """A generator without what its data decide: grid, codebook and labels."""
+class GeneratorSizes:
+    """What all generators have that their data do not decide."""
 
     width: int
     depth: int
     num_heads: int
-    num_kv_heads: int | None = None
-    mlp_hidden: int | None = None
-    embedding_std: float = 0.02
-    """Spread of the embeddings when training begins."""
-    dropout: float = 0.1
     drop_condition: float = 0.1
     """Probability of the null condition, for guidance."""
     drop_labels: dict[str, float] = field(default_factory=dict)
     """Probability of dropping a label alone, by its name."""
 
-    def config(self, tokenizer: TokenizerConfig, labels: tuple[Label, ...]) -> GeneratorConfig:
+    def condition(self, labels: tuple[Label, ...]) -> LabelConditionConfig:
+        """ValueError if `drop_labels` names labels that the data do not have."""
         check_drops(self.drop_labels, labels)
+        return LabelConditionConfig(labels=labels, drop=self.drop_condition)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransformerSizes(GeneratorSizes):
+    """A generator without what its data decide: grid, codebook and labels."""
+
+    num_kv_heads: int | None = None
+    mlp_hidden: int | None = None
+    embedding_std: float = 0.02
+    """Spread of the embeddings when training begins."""
+    dropout: float = 0.1
+
+    def config(self, tokenizer: TokenizerConfig, labels: tuple[Label, ...]) -> GeneratorConfig:
         check_one_index(tokenizer)
         return GeneratorConfig(
             layout=one_map(tokenizer),
             codebook_size=tokenizer.quantizer.codebook_size,
-            condition=LabelConditionConfig(labels=labels, drop=self.drop_condition),
+            condition=self.condition(labels),
             width=self.width,
             depth=self.depth,
             num_heads=self.num_heads,
@@ -194,12 +204,9 @@ class MistakesConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class NextScaleSizes:
+class NextScaleSizes(GeneratorSizes):
     """A next-scale generator without what its data decide: scales, codebook and labels."""
 
-    width: int
-    depth: int
-    num_heads: int
     mlp_ratio: float = 4.0
     shared_modulation: bool = False
     """One AdaLN layer for all blocks."""
@@ -209,15 +216,10 @@ class NextScaleSizes:
     """Probability of leaving out a branch of the last block for a row; it rises linearly from 0 at the first."""
     gate_init: float = 1e-3
     """What the weights behind the residual gates are scaled by when training begins."""
-    drop_condition: float = 0.1
-    """Probability of the null condition, for guidance."""
-    drop_labels: dict[str, float] = field(default_factory=dict)
-    """Probability of dropping a label alone, by its name."""
     mistakes: MistakesConfig | None = None
     """Mistakes to learn from; None: it only ever sees right tokens."""
 
     def config(self, tokenizer: TokenizerConfig, labels: tuple[Label, ...]) -> NextScaleConfig:
-        check_drops(self.drop_labels, labels)
         check_one_index(tokenizer)
         layout = tokenizer.layout
         if not isinstance(layout, ScaleLayout):
@@ -228,7 +230,7 @@ class NextScaleSizes:
             layout=layout,
             codebook_size=tokenizer.quantizer.codebook_size,
             codebook_dim=tokenizer.quantizer.codebook_dim,
-            condition=LabelConditionConfig(labels=labels, drop=self.drop_condition),
+            condition=self.condition(labels),
             width=self.width,
             depth=self.depth,
             num_heads=self.num_heads,
@@ -241,12 +243,9 @@ class NextScaleSizes:
 
 
 @dataclass(frozen=True, kw_only=True)
-class MaskedSizes:
+class MaskedSizes(GeneratorSizes):
     """A masked generator without what its data decide, and how it is trained."""
 
-    width: int
-    depth: int
-    num_heads: int
     mlp_ratio: float = 4.0
     norm: Literal["before", "after"] = "before"
     """LayerNorms before each branch, or after it (BERT)."""
@@ -256,10 +255,6 @@ class MaskedSizes:
     """On what the first block reads and what branches add."""
     attention_dropout: float = 0.0
     """Of the attention weights."""
-    drop_condition: float = 0.1
-    """Probability of the null condition, for guidance."""
-    drop_labels: dict[str, float] = field(default_factory=dict)
-    """Probability of dropping a label alone, by its name."""
     label_smoothing: float = 0.1
     """Share of the target law that is uniform."""
     known_weight: float = 0.1
@@ -273,12 +268,11 @@ class MaskedSizes:
             )
 
     def config(self, tokenizer: TokenizerConfig, labels: tuple[Label, ...]) -> MaskedConfig:
-        check_drops(self.drop_labels, labels)
         check_one_index(tokenizer)
         return MaskedConfig(
             layout=one_map(tokenizer),
             codebook_size=tokenizer.quantizer.codebook_size,
-            condition=LabelConditionConfig(labels=labels, drop=self.drop_condition),
+            condition=self.condition(labels),
             width=self.width,
             depth=self.depth,
             num_heads=self.num_heads,
