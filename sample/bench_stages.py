@@ -49,18 +49,16 @@ def bench_stages(bench: SamplingBench, config: NextScaleConfig, device: torch.de
         "stages": len(config.layout.group_sizes),
         "weights": "random" if bench.model in GENERATORS else "trained",
     }
-    slowest = seconds.get(PUBLISHED)
+    whole = {name: seconds[name] + seconds[f"{name}, decoding"] for name in found}
     rows = [
         {
             "name": name,
             "dtype": one.dtype,
             "batch": bench.batch,
-            "seconds_per_image": (seconds[name] + seconds[f"{name}, decoding"]) / bench.batch,
+            "seconds_per_image": whole[name] / bench.batch,
             "seconds_of_decoding": seconds[f"{name}, decoding"] / bench.batch,
             "peak_bytes": peaks[name],
-            "ratio_to_published": None
-            if slowest is None
-            else (slowest + seconds[f"{PUBLISHED}, decoding"]) / (seconds[name] + seconds[f"{name}, decoding"]),
+            "ratio_to_published": whole[PUBLISHED] / whole[name] if PUBLISHED in whole else None,
         }
         for name, one in found.items()
     ]
@@ -79,6 +77,8 @@ class Pair:
 
 class Contender:
     """A way to draw tokens of one batch, and to make pictures of its last ones."""
+
+    tokenizer: Tokenizer
 
     def __init__(self, bench: SamplingBench, pair: Pair, dtype: DType, device: torch.device) -> None:
         config = pair.generator.config
@@ -100,8 +100,6 @@ class Contender:
 
     def decode(self) -> None:
         self.tokenizer.decode(self.tokens, self.layout)
-
-    tokenizer: Tokenizer
 
 
 class Ours(Contender):
@@ -173,7 +171,6 @@ def load_pair(bench: SamplingBench, device: torch.device) -> Pair:
 
 
 def cast_copy(model: Any, dtype: torch.dtype) -> Any:
-    """The model itself if it is of that type already."""
     return deepcopy(model).to(dtype)
 
 

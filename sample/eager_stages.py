@@ -6,6 +6,7 @@ every stage, guidance rows from the first stage to the last, each operation by i
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import TypeVar, cast
 
@@ -77,7 +78,7 @@ def eager_attention(
     q, k, v = qkv.unbind(0)
     scale = attention.scale
     if attention.log_scale is not None:
-        q = F.normalize(q, dim=-1) * attention.log_scale[:, None, None].clamp_max(4.605170185988092).exp()
+        q = F.normalize(q, dim=-1) * attention.log_scale[:, None, None].clamp_max(math.log(100)).exp()
         k = F.normalize(k, dim=-1)
     if grown is not None:
         k, v = torch.cat([grown[0], k], dim=2), torch.cat([grown[1], v], dim=2)

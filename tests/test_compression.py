@@ -5,7 +5,6 @@ from dataclasses import replace
 import pytest
 import torch
 
-from imgtok.backbones.cnn import CNNConfig
 from imgtok.backbones.query import QueryConfig
 from imgtok.backbones.vit import ViTConfig
 from imgtok.compression import Compressor
@@ -22,22 +21,13 @@ from imgtok.tokenizer import Tokenizer, TokenizerConfig
 from imgtok.tokens import SequenceLayout
 
 from .fuzz import outcomes
+from .tiny import CNN
 
 VIT = ViTConfig(width=16, depth=1, num_heads=2)
 QUERY = QueryConfig(latents=(6,), patch_size=4, grid=(4, 4), encoder=VIT, decoder=VIT)
 GRID = TokenizerConfig(
     image_size=16,
-    backbone=CNNConfig(
-        encoder_widths=(8,),
-        decoder_widths=(8,),
-        encoder_blocks=(1,),
-        decoder_blocks=(1,),
-        encoder_patch=4,
-        decoder_patch=4,
-        latent_channels=8,
-        bottleneck=False,
-        norm_groups=4,
-    ),
+    backbone=CNN,
     quantizer=VectorConfig(codebook_size=32, codebook_dim=4),
 )
 STAGES = ResidualConfig(

@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from imgtok.backbones.cnn import CNNConfig
 from imgtok.data import ArraySource, to_float, to_uint8
 from imgtok.metrics.features import FeatureExtractor, Features, Naming
 from imgtok.metrics.frechet import FeatureStatistics, frechet_distance, kernel_distance
@@ -21,6 +20,8 @@ from imgtok.quantizers.views import ScalesConfig
 from imgtok.sample.evaluate import Measures, Score, collect, compare, pictures, rounded, spread, with_floors
 from imgtok.sample.evaluate_tokenizer import evaluate_tokenizer, perturbed_distances, perturbed_neighbours
 from imgtok.tokenizer import Tokenizer, TokenizerConfig
+
+from ..tiny import CNN
 
 MEASURES = Measures(neighbours=2, splits=2)
 
@@ -50,18 +51,7 @@ def source(count: int, seed: int = 0, size: int = 16) -> ArraySource:
 
 
 def made(quantizer: object) -> Tokenizer:
-    backbone = CNNConfig(
-        encoder_widths=(8,),
-        decoder_widths=(8,),
-        encoder_blocks=(1,),
-        decoder_blocks=(1,),
-        encoder_patch=4,
-        decoder_patch=4,
-        latent_channels=8,
-        bottleneck=False,
-        norm_groups=4,
-    )
-    tokenizer, dice = TokenizerConfig(image_size=16, backbone=backbone, quantizer=quantizer).build(), torch.Generator()
+    tokenizer, dice = TokenizerConfig(image_size=16, backbone=CNN, quantizer=quantizer).build(), torch.Generator()
     dice.manual_seed(0)
     with torch.no_grad():
         for parameter in tokenizer.parameters():

@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from imgtok.backbones.cnn import CNNConfig
 from imgtok.generators.next_scale import NextScaleGenerator
 from imgtok.generators.pack import packed
 from imgtok.quantizers.residual import ResidualConfig
@@ -29,22 +28,12 @@ from imgtok.sample.strategies import STAGE_ENTRIES, StageParts, build_stage_stra
 from imgtok.tokenizer import Tokenizer, TokenizerConfig
 from imgtok.tokens import GridLayout
 
+from ..tiny import CNN
 from .test_next_scale import GUIDANCES, LABELS, LAWS, Pair, make_pair, seven_keys
 
 SCALES = (1, 2, 3, 4)
 SIZES = (1, 4, 9, 16)
 KINDS = ["none", "linear", "constant"]
-CNN = CNNConfig(
-    encoder_widths=(8,),
-    decoder_widths=(8,),
-    encoder_blocks=(1,),
-    decoder_blocks=(1,),
-    encoder_patch=4,
-    decoder_patch=4,
-    latent_channels=8,
-    bottleneck=False,
-    norm_groups=4,
-)
 
 
 @pytest.fixture(scope="module")
