@@ -18,19 +18,13 @@ from imgtok.generators.condition import Label
 from imgtok.tokencache import TokenCache, encode_source
 from imgtok.tokencache import labels_of as labelled
 from imgtok.tokenizer import Tokenizer
-from imgtok.train.config import (
-    GeneratorTraining,
-    LoopConfig,
-    MaskedSizes,
-    NextScaleSizes,
-    OptimizerConfig,
-    TokenDataConfig,
-    TokenizerTraining,
-)
+from imgtok.train.config import LoopConfig, OptimizerConfig, TokenDataConfig, TokenizerTraining
 from imgtok.train.data import ImageBatches, Share, TokenBatches
+from imgtok.train.generator_config import GeneratorTraining, MaskedSizes, NextScaleSizes
+from imgtok.train.generator_tasks import GeneratorTask, MaskedTask, NextScaleTask
 from imgtok.train.loop import Outcome, fit, prepare_folder
 from imgtok.train.randomness import derived_seed
-from imgtok.train.tasks import GeneratorTask, MaskedTask, NextScaleTask, TokenizerTask
+from imgtok.train.tasks import TokenizerTask
 
 logger = logging.getLogger(__name__)
 

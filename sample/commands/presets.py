@@ -17,7 +17,8 @@ from imgtok.presets import PRESETS as TOKENIZERS
 from imgtok.sample.commands.common import Flag, millions
 from imgtok.tokenizer import QuantizerConfig
 from imgtok.tokens import TokenLayout, sizes_text
-from imgtok.train.config import GeneratorTraining, TokenizerTraining
+from imgtok.train.config import TokenizerTraining
+from imgtok.train.generator_config import GeneratorTraining
 from imgtok.train.recipes import GENERATORS as GENERATOR_RECIPES
 from imgtok.train.recipes import TOKENIZERS as TOKENIZER_RECIPES
 

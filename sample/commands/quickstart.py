@@ -26,7 +26,8 @@ from imgtok.sample.law import Law
 from imgtok.sample.report import write_report
 from imgtok.tokenizer import Tokenizer
 from imgtok.train.calibrate import steps_within
-from imgtok.train.config import GeneratorTraining, LoopConfig, TokenizerTraining
+from imgtok.train.config import LoopConfig, TokenizerTraining
+from imgtok.train.generator_config import GeneratorTraining
 from imgtok.train.loop import Outcome
 from imgtok.train.recipes.quickstart import generator as generator_recipe
 from imgtok.train.recipes.quickstart import tokenizer as tokenizer_recipe

@@ -17,7 +17,8 @@ from imgtok import config as configs
 from imgtok import hub
 from imgtok.generators.condition import Label
 from imgtok.sample.commands.common import Device, Flag, check_place, command_line, contents, set_threads
-from imgtok.train.config import GeneratorTraining, TokenizerTraining
+from imgtok.train.config import TokenizerTraining
+from imgtok.train.generator_config import GeneratorTraining
 from imgtok.train.loop import Outcome, Stopped
 from imgtok.train.recipes import GENERATORS, TOKENIZERS
 from imgtok.train.run import train_generator, train_tokenizer

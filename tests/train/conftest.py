@@ -6,15 +6,14 @@ from imgtok.backbones.cnn import CNNConfig
 from imgtok.quantizers.vector import VectorConfig
 from imgtok.tokenizer import TokenizerConfig
 from imgtok.train.config import (
-    GeneratorTraining,
     ImageDataConfig,
     LoopConfig,
     OptimizerConfig,
     TokenDataConfig,
     TokenizerLossConfig,
     TokenizerTraining,
-    TransformerSizes,
 )
+from imgtok.train.generator_config import GeneratorTraining, TransformerSizes
 
 
 @pytest.fixture(scope="session")

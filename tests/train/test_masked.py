@@ -20,10 +20,10 @@ from imgtok.presets import PRESETS as TOKENIZERS
 from imgtok.sample import generate
 from imgtok.tokens import SequenceLayout
 from imgtok.train import checkpoint
-from imgtok.train.config import MaskedSizes
+from imgtok.train.generator_config import MaskedSizes
+from imgtok.train.generator_tasks import MaskedTask, masked_places
 from imgtok.train.recipes import GENERATORS
 from imgtok.train.run import train_generator, train_tokenizer
-from imgtok.train.tasks import MaskedTask, masked_places
 
 VIT = ViTConfig(width=32, depth=2, num_heads=2)
 SEQUENCE = QueryConfig(latents=(12,), patch_size=4, grid=(4, 4), encoder=VIT, decoder=VIT)

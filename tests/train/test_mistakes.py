@@ -9,8 +9,8 @@ from torch import Tensor
 from imgtok.quantizers.residual import ResidualConfig, ResidualQuantizer
 from imgtok.quantizers.vector import VectorConfig
 from imgtok.quantizers.views import ScalesConfig
-from imgtok.train.config import MistakesConfig
-from imgtok.train.tasks import with_mistakes
+from imgtok.train.generator_config import MistakesConfig
+from imgtok.train.generator_tasks import with_mistakes
 
 IMAGES = 64
 

@@ -15,7 +15,8 @@ from imgtok.presets import PRESETS as TOKENIZER_PRESETS
 from imgtok.quantizers.residual import ResidualConfig
 from imgtok.quantizers.views import BandsConfig, ScalesConfig
 from imgtok.sample import generate
-from imgtok.train.config import NextScaleSizes, TokenizerLossConfig
+from imgtok.train.config import TokenizerLossConfig
+from imgtok.train.generator_config import NextScaleSizes
 from imgtok.train.log import read
 from imgtok.train.recipes import GENERATORS, TOKENIZERS
 from imgtok.train.run import train_generator, train_tokenizer

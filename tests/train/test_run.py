@@ -25,7 +25,7 @@ from imgtok.quantizers.views import ScalesConfig
 from imgtok.sample import generate
 from imgtok.tokencache import encode_source
 from imgtok.train import checkpoint, tasks
-from imgtok.train.config import MistakesConfig, NextScaleSizes
+from imgtok.train.generator_config import MistakesConfig, NextScaleSizes
 from imgtok.train.log import read
 from imgtok.train.loop import Diverged, Stopped
 from imgtok.train.run import train_generator, train_tokenizer

@@ -2,7 +2,8 @@
 
 from collections.abc import Callable
 
-from imgtok.train.config import GeneratorTraining, TokenizerTraining
+from imgtok.train.config import TokenizerTraining
+from imgtok.train.generator_config import GeneratorTraining
 from imgtok.train.recipes import llamagen, nfig, quickstart, quickstart_var, titok, var
 
 TOKENIZERS: dict[str, Callable[[], TokenizerTraining]] = {

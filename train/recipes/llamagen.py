@@ -7,15 +7,14 @@ from dataclasses import replace
 from imgtok.presets.llamagen import VQ8, VQ16
 from imgtok.tokenizer import TokenizerConfig
 from imgtok.train.config import (
-    GeneratorTraining,
     ImageDataConfig,
     LoopConfig,
     OptimizerConfig,
     TokenDataConfig,
     TokenizerLossConfig,
     TokenizerTraining,
-    TransformerSizes,
 )
+from imgtok.train.generator_config import GeneratorTraining, TransformerSizes
 
 IMAGENET = 1_281_167
 

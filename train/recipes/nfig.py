@@ -10,7 +10,8 @@ from dataclasses import replace
 
 from imgtok.presets.nfig import QUANTIZER
 from imgtok.quantizers.views import BandsConfig
-from imgtok.train.config import GeneratorTraining, TokenizerTraining
+from imgtok.train.config import TokenizerTraining
+from imgtok.train.generator_config import GeneratorTraining
 from imgtok.train.recipes import quickstart_var, var
 
 

@@ -6,15 +6,14 @@ from imgtok.backbones.cnn import CNNConfig
 from imgtok.quantizers.vector import VectorConfig
 from imgtok.tokenizer import TokenizerConfig
 from imgtok.train.config import (
-    GeneratorTraining,
     ImageDataConfig,
     LoopConfig,
     OptimizerConfig,
     TokenDataConfig,
     TokenizerLossConfig,
     TokenizerTraining,
-    TransformerSizes,
 )
+from imgtok.train.generator_config import GeneratorTraining, TransformerSizes
 
 # 64 x 64 pixels to 8 x 8 tokens. No convolution at full resolution: 4 x 4 patches in, 2 x 2 patches out. The encoder is
 # local, as what a token says of distant parts of the picture is hard to predict (docs/training.md).

@@ -7,13 +7,8 @@ from dataclasses import replace
 from imgtok.quantizers.residual import ResidualConfig, ViewConfig
 from imgtok.quantizers.vector import VectorConfig
 from imgtok.quantizers.views import ScalesConfig
-from imgtok.train.config import (
-    GeneratorTraining,
-    MistakesConfig,
-    NextScaleSizes,
-    TokenizerLossConfig,
-    TokenizerTraining,
-)
+from imgtok.train.config import TokenizerLossConfig, TokenizerTraining
+from imgtok.train.generator_config import GeneratorTraining, MistakesConfig, NextScaleSizes
 from imgtok.train.recipes import quickstart
 
 SCALES = ScalesConfig(scales=(1, 2, 3, 5, 8), blends=3)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from imgtok.train.config import GeneratorTraining, LoopConfig, MaskedSizes, OptimizerConfig, TokenDataConfig
+from imgtok.train.config import LoopConfig, OptimizerConfig, TokenDataConfig
+from imgtok.train.generator_config import GeneratorTraining, MaskedSizes
 
 
 def generator(model: MaskedSizes) -> GeneratorTraining:

@@ -13,15 +13,14 @@ from imgtok.presets.var import VQ16
 from imgtok.quantizers.residual import ResidualConfig
 from imgtok.quantizers.views import ScalesConfig
 from imgtok.train.config import (
-    GeneratorTraining,
     ImageDataConfig,
     LoopConfig,
-    NextScaleSizes,
     OptimizerConfig,
     TokenDataConfig,
     TokenizerLossConfig,
     TokenizerTraining,
 )
+from imgtok.train.generator_config import GeneratorTraining, NextScaleSizes
 from imgtok.train.recipes.llamagen import IMAGENET
 
 

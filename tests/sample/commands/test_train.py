@@ -9,8 +9,9 @@ import imgtok
 from imgtok import config as configs
 from imgtok import generators, hub
 from imgtok.sample.commands import train as command
-from imgtok.train.config import GeneratorTraining, ImageDataConfig, LoopConfig, TokenDataConfig, TokenizerTraining
-from imgtok.train.config import TransformerSizes as Sizes
+from imgtok.train.config import ImageDataConfig, LoopConfig, TokenDataConfig, TokenizerTraining
+from imgtok.train.generator_config import GeneratorTraining
+from imgtok.train.generator_config import TransformerSizes as Sizes
 from imgtok.train.loop import Diverged, Stopped
 from imgtok.train.recipes import GENERATORS, TOKENIZERS
 
