@@ -65,6 +65,15 @@ class Label:
         raise ValueError(f"{self.name} {value!r} is unknown; choose from {known}")
 
 
+LENGTH = "length"  # the name of the label that tells how many tokens will be drawn
+
+
+def length_label(num_tokens: int, drop: float = 0.0) -> Label:
+    """The label of a generator that is told how many of `num_tokens` tokens will be drawn: a class for each number."""
+    values = tuple(str(number) for number in range(1, num_tokens + 1))
+    return Label(name=LENGTH, size=num_tokens, values=values, drop=drop)
+
+
 @dataclass(frozen=True, kw_only=True)
 class LabelConditionConfig:
     labels: tuple[Label, ...]
@@ -113,6 +122,26 @@ class LabelCondition(nn.Module):
 
     def select(self, condition: Tensor, rows: slice) -> Tensor:
         return condition[rows]
+
+    @property
+    def told_length(self) -> bool:
+        """Whether the last label is the number of tokens."""
+        return self.config.labels[-1].name == LENGTH
+
+    def with_lengths(self, condition: Tensor, lengths: Tensor) -> Tensor:
+        """Labels b k, or b (k - 1) without the last, that of the length: b k, with `lengths` (b) where it was null.
+
+        Labels of a generator that is not told a length stay as they are.
+        """
+        if not self.told_length:
+            return condition
+        condition = condition[:, None] if condition.ndim == 1 else condition
+        count, null = len(self.config.labels), self.config.labels[-1].size
+        if condition.shape[1] == count - 1:
+            condition = torch.cat([condition, condition.new_full((len(condition), 1), null)], dim=1)
+        condition = self.columns(condition)
+        last = torch.where(condition[:, -1] == null, lengths.to(condition) - 1, condition[:, -1])
+        return torch.cat([condition[:, :-1], last[:, None]], dim=1)
 
     def columns(self, condition: Tensor) -> Tensor:
         """b -> b 1, and a check of the number of labels."""

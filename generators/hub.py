@@ -7,6 +7,7 @@ from typing import Any, cast
 
 import torch
 
+from imgtok import zoo
 from imgtok.generators.generator import Generator, GeneratorConfig
 from imgtok.generators.masked import MaskedConfig, MaskedGenerator
 from imgtok.generators.next_scale import NextScaleConfig, NextScaleGenerator
@@ -27,14 +28,16 @@ def load(
     """A generator in evaluation mode; arguments and errors as in `imgtok.load`."""
     from imgtok.generators.presets import PRESETS
 
-    return load_model(source, CONFIGS, PRESETS, weights=weights, device=device, dtype=dtype)
+    packaged = zoo.generator_folder(source)
+    dtype = dtype or (torch.float32 if packaged else None)
+    return load_model(packaged or source, CONFIGS, PRESETS, weights=weights, device=device, dtype=dtype)
 
 
 def load_config(source: str | Path) -> AnyConfig:
     """The configuration alone, of a preset or a folder."""
     from imgtok.generators.presets import PRESETS
 
-    return find_config(source, CONFIGS, PRESETS)
+    return find_config(zoo.generator_folder(source) or source, CONFIGS, PRESETS)
 
 
 def load_next_token(source: str | Path, *, weights: str | Path | None = None, **options: Any) -> Generator:

@@ -10,7 +10,7 @@ from torch import Tensor
 from imgtok.data.transforms import to_float, to_uint8
 from imgtok.flexible import Quality, decode_prefix, prefixes, shortest
 from imgtok.hub import fingerprint
-from imgtok.tokenfile import Coding, TokenFile, check_limits, to_bytes
+from imgtok.tokenfile import Coding, Predictor, TokenFile, check_limits, to_bytes
 from imgtok.tokenizer import Tokenizer, size_of
 from imgtok.tokens import SequenceLayout
 
@@ -44,15 +44,17 @@ class Compressor:
         found = shortest(self.tokenizer, self.filled_up(picture), target, inside)
         return self.file_of(picture, found.tokens[0, : int(found.lengths)])
 
-    def encode_to_bytes(self, picture: Tensor, most: int, coding: Coding = "auto") -> TokenFile:
+    def encode_to_bytes(
+        self, picture: Tensor, most: int, coding: Coding = "auto", predictor: Predictor | None = None
+    ) -> TokenFile:
         """As many of the first tokens as fit into a file of `most` bytes; ValueError if the fewest do not."""
         whole = self.encode(picture)
         possible = prefixes(self.tokenizer.config, self.filled(whole.size))
         for count in reversed(possible):
             file = self.shortened(whole, count)
-            if len(to_bytes(file, coding)) <= most:
+            if len(to_bytes(file, coding, predictor)) <= most:
                 return file
-        least = len(to_bytes(self.shortened(whole, possible[0]), coding))
+        least = len(to_bytes(self.shortened(whole, possible[0]), coding, predictor))
         raise ValueError(f"{most} bytes are too few: the smallest file of this picture and tokenizer has {least}")
 
     def shortened(self, file: TokenFile, count: int) -> TokenFile:

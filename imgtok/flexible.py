@@ -9,10 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from imgtok.backbones.flow import FlowConfig
-from imgtok.backbones.query import QueryConfig
-from imgtok.tokenizer import BackboneConfig, Tokenizer, TokenizerConfig, size_of
-from imgtok.tokens import ScaleLayout, SequenceLayout
+from imgtok.tokenizer import Tokenizer, TokenizerConfig, size_of
+from imgtok.tokens import ScaleLayout
 
 Quality = Callable[[Tensor, Tensor], Tensor]
 """Pictures and originals, b 3 h w in [-1, 1] -> b, larger for better ones: a function of `imgtok.metrics.image`, or a
@@ -27,14 +25,9 @@ def prefixes(config: TokenizerConfig, size: tuple[int, int]) -> tuple[int, ...]:
     layout = config.layout_of(*size)
     if isinstance(layout, ScaleLayout):
         return tuple(accumulate(layout.group_sizes))
-    if is_ordered(config.backbone):
+    if config.backbone.ordered:
         return tuple(range(1, layout.num_tokens + 1))
     return (layout.num_tokens,)
-
-
-def is_ordered(backbone: BackboneConfig) -> bool:
-    """Whether it was trained to decode any number of the first latents of a sequence."""
-    return isinstance(backbone, FlowConfig) or (isinstance(backbone, QueryConfig) and backbone.drop_tail)
 
 
 @torch.no_grad()
@@ -52,7 +45,7 @@ def decode_prefix(tokenizer: Tokenizer, tokens: Tensor, size: tuple[int, int]) -
     if count == layout.num_tokens:
         return tokenizer.decode(tokens, layout, size=size)
     if not isinstance(layout, ScaleLayout):
-        return tokenizer.decode(tokens[:, :count], SequenceLayout(count), size=size)
+        return tokenizer.decode(tokens[:, :count], size=size)
     whole = tokens.new_zeros(len(tokens), layout.num_tokens, *tokens.shape[2:])
     whole[:, :count] = tokens[:, :count]
     return tokenizer.decode(whole, layout, stages=possible.index(count) + 1, size=size)

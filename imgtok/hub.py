@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from imgtok import atomic
+from imgtok import atomic, zoo
 from imgtok import config as configs
 from imgtok.convert import State, load_strict, read_state
 from imgtok.preset import Preset
@@ -39,20 +39,23 @@ def load(
 ) -> Tokenizer:
     """A tokenizer in evaluation mode.
 
-    `source` is a preset's name ("llamagen-vq-f16") or a folder that `save` wrote. `weights`: a local .pt, .pth or
-    .safetensors file with the preset's published parameters, instead of a download from the hub.
+    `source` is a preset's name ("llamagen-vq-f16"), a pair's of the zoo ("emoji64-gpt"), or a folder that `save` wrote.
+    `weights`: a local .pt, .pth or .safetensors file with the preset's published parameters, instead of a download from
+    the hub. `dtype`: None: as they are stored, but those of the zoo in float32.
     Raises ValueError for an unknown name, a damaged file, or parameters that are missing, unexpected or misshapen.
     """
     from imgtok.presets import PRESETS
 
-    return load_model(source, TokenizerConfig, PRESETS, weights=weights, device=device, dtype=dtype)
+    packaged = zoo.tokenizer_folder(source)
+    dtype = dtype or (torch.float32 if packaged else None)
+    return load_model(packaged or source, TokenizerConfig, PRESETS, weights=weights, device=device, dtype=dtype)
 
 
 def load_config(source: str | Path) -> TokenizerConfig:
     """The configuration alone, of a preset or a folder."""
     from imgtok.presets import PRESETS
 
-    return find_config(source, TokenizerConfig, PRESETS)
+    return find_config(zoo.tokenizer_folder(source) or source, TokenizerConfig, PRESETS)
 
 
 def save(model: nn.Module, folder: str | Path) -> None:
@@ -120,7 +123,8 @@ def find_config(source: str | Path, config_class: type[C] | tuple[type[C], ...],
     if path.is_file():
         return configs.load(config_class, path)
     raise ValueError(
-        f"{str(source)!r} is neither a preset nor a folder with {CONFIG_FILE}; presets: {', '.join(sorted(presets))}"
+        f"{str(source)!r} is neither a preset nor a folder with {CONFIG_FILE}; "
+        f"presets: {', '.join([*zoo.names(), *sorted(presets)])}"
     )
 
 

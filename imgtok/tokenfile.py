@@ -8,26 +8,31 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from importlib.util import find_spec
+from itertools import accumulate
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
 
 from imgtok.atomic import write_bytes
-from imgtok.payload import bits_of, entropy_code, entropy_decode, pack, unpack
+from imgtok.payload import Laws, bits_of, entropy_code, entropy_decode, pack, predict_code, predict_decode, unpack
 from imgtok.tokens import GridLayout, ScaleLayout, SequenceLayout, TokenLayout
 
-Coding = Literal["auto", "packed", "coded"]
+Coding = Literal["auto", "packed", "coded", "predicted"]
 
 MAGIC, VERSION = b"IMTK", 1
-GRID, SEQUENCE, SCALES, CODED = 0, 1, 2, 4  # of the byte that says which layout and which coding
+GRID, SEQUENCE, SCALES = 0, 1, 2  # of the byte that says which layout and which coding
+CODED, PREDICTED = 4, 8
 
 MAX_PIXELS = 1 << 22
 MAX_INDICES = 1 << 20
 MAX_CODES = 1 << 20
 MAX_SCALES = 64
 MAX_PER_TOKEN = 64
+MAX_LABELS = 64
+FIRST_STOP = 16  # tokens
+FEWEST_CHECKED = 8  # tokens of coarse maps, for a checksum of their own
 MAX_BYTES = 1 << 22  # of a file
 
 
@@ -58,6 +63,25 @@ class TokenFile:
             raise ValueError(f"token {wrong} is not among the {self.codebook_size} codes; the file may be damaged")
 
 
+class Predictor(Protocol):
+    """A model of the tokens of one tokenizer, and what it is told; `imgtok.sample.entropy_model` has one."""
+
+    identity: str
+    """Of its configuration and weights, 8 hexadecimal digits."""
+    tokenizer: str
+    """Fingerprint of the tokenizer."""
+    condition: tuple[int, ...]
+    """Numbers that say what it is told when tokens are coded."""
+
+    def check(self, layout: TokenLayout, index_shape: tuple[int, ...], codebook_size: int) -> None:
+        """ValueError for tokens that it does not predict."""
+        ...
+
+    def laws(self, condition: tuple[int, ...]) -> Laws:
+        """Of the tokens of one picture. ValueError for what it cannot be told."""
+        ...
+
+
 def check_limits(size: tuple[int, int], layout: TokenLayout, index_shape: tuple[int, ...], codebook_size: int) -> None:
     """ValueError for what a token file does not hold."""
     per_token = index_shape[0] if index_shape else 1
@@ -76,41 +100,59 @@ def check_limits(size: tuple[int, int], layout: TokenLayout, index_shape: tuple[
         raise ValueError(f"{len(layout.group_sizes)} scales: token files hold at most {MAX_SCALES}")
 
 
-def save(file: TokenFile, path: str | Path, coding: Coding = "auto") -> int:
+def save(file: TokenFile, path: str | Path, coding: Coding = "auto", predictor: Predictor | None = None) -> int:
     """Writes `to_bytes` to `path`, whole or not at all; returns the number of bytes."""
-    content = to_bytes(file, coding)
+    content = to_bytes(file, coding, predictor)
     write_bytes(path, content)
     return len(content)
 
 
-def load(path: str | Path) -> TokenFile:
+def load(path: str | Path, predictor: Predictor | None = None) -> TokenFile:
     """ValueError, which names the file, for one that is damaged, cut within its header or no token file."""
     with Path(path).open("rb") as file:
         content = file.read(MAX_BYTES + 1)
     try:
-        return from_bytes(content)
+        return from_bytes(content, predictor)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 
 
-def to_bytes(file: TokenFile, coding: Coding = "auto") -> bytes:
-    """`packed` may be cut at its end, `coded` may be smaller, `auto` is the smaller of both.
+def to_bytes(file: TokenFile, coding: Coding = "auto", predictor: Predictor | None = None) -> bytes:
+    """`packed` may be cut at its end, `coded` may be smaller, `predicted` under the predictor's laws mostly is.
 
-    Raises ImportError for `coded` without the package constriction; `auto` then packs.
+    `auto` is the smallest of those that can be written. Raises ImportError for `coded` and `predicted` without the
+    package constriction (`auto` then packs), and ValueError for `predicted` without a predictor and for a predictor
+    of other tokens.
     """
+    if coding == "predicted" and predictor is None:
+        raise ValueError("the coding `predicted` needs a generator that predicts the tokens; give one, or use `auto`")
+    if coding == "auto":
+        ways = ("packed", "coded", "predicted") if find_spec("constriction") else ("packed",)
+        return min((written(file, way, predictor) for way in ways if way != "predicted" or predictor), key=len)
+    return written(file, coding, predictor)
+
+
+def written(file: TokenFile, coding: str, predictor: Predictor | None) -> bytes:
     values = file.tokens.flatten().numpy()
-    packed = header(file, coded=False) + pack(values, bits_of(file.codebook_size))
-    if coding == "packed" or (coding == "auto" and find_spec("constriction") is None):
-        return packed
-    payload = entropy_code(values, file.codebook_size)
-    coded = header(file, coded=True) + number_bytes(len(payload)) + payload
-    return min(packed, coded, key=len) if coding == "auto" else coded
+    if coding == "packed":
+        return header(file, 0) + pack(values, bits_of(file.codebook_size))
+    if coding == "coded":
+        payload = entropy_code(values, file.codebook_size)
+        return header(file, CODED) + number_bytes(len(payload)) + payload
+    assert predictor is not None
+    check_tokenizer(predictor, file.tokenizer)
+    predictor.check(file.layout, file.index_shape, file.codebook_size)
+    payload = predict_code(values, predictor.laws(predictor.condition), stops_of(file.layout))
+    numbers = (len(predictor.condition), *predictor.condition, len(payload))
+    return header(file, PREDICTED) + bytes.fromhex(predictor.identity) + b"".join(map(number_bytes, numbers)) + payload
 
 
-def from_bytes(data: bytes) -> TokenFile:
-    """What `to_bytes` wrote. Of a packed payload that was cut, the whole tokens that are left.
+def from_bytes(data: bytes, predictor: Predictor | None = None) -> TokenFile:
+    """What `to_bytes` wrote. Of a payload that was cut, the tokens that are left: of a packed one all that are whole,
+    of a predicted one those up to the last checksum.
 
-    Raises ValueError for anything else, and ImportError for a coded payload without the package constriction.
+    Raises ValueError for anything else, for a predicted payload without its predictor or where its laws come out
+    differently here, and ImportError for a coded or predicted payload without the package constriction.
     """
     if len(data) > MAX_BYTES:
         raise ValueError(f"more than {MAX_BYTES:,} bytes, which no token file has")
@@ -119,7 +161,7 @@ def from_bytes(data: bytes) -> TokenFile:
     tokenizer = reader.take(8).hex()
     width, height = reader.number(), reader.number()
     codebook_size, per_token, dropped = reader.number(), reader.number(), reader.number()
-    layout = read_layout(reader, kind & ~CODED)
+    layout = read_layout(reader, kind if kind & CODED and kind & PREDICTED else kind & ~(CODED | PREDICTED))
     index_shape = (per_token,) if per_token else ()
     check_limits((height, width), layout, index_shape, codebook_size)
     count, side_by_side = layout.num_tokens - dropped, max(per_token, 1)
@@ -127,6 +169,12 @@ def from_bytes(data: bytes) -> TokenFile:
         raise ValueError(f"{dropped} tokens are left off, but there are {layout.num_tokens}; the file is damaged")
     if kind & CODED:
         values = entropy_decode(read_coded(reader), count * side_by_side, codebook_size)
+    elif kind & PREDICTED:
+        condition = read_prediction(reader, predictor, tokenizer)
+        assert predictor is not None
+        predictor.check(layout, index_shape, codebook_size)
+        length = reader.number()
+        values = predict_decode(reader.rest(), length, count, predictor.laws(condition), stops_of(layout))
     else:
         values = unpack(read_packed(reader, count * side_by_side, codebook_size), bits_of(codebook_size))
         values = values[: min(count, len(values) // side_by_side) * side_by_side]
@@ -140,13 +188,13 @@ def from_bytes(data: bytes) -> TokenFile:
     )
 
 
-def header(file: TokenFile, coded: bool) -> bytes:
+def header(file: TokenFile, coding: int) -> bytes:
     kind, sides = layout_numbers(file.layout)
     numbers = (
         *(file.size[1], file.size[0], file.codebook_size, file.index_shape[0] if file.index_shape else 0),
         *(file.layout.num_tokens - len(file.tokens), *sides),
     )
-    start = MAGIC + bytes([VERSION, kind | (CODED if coded else 0)]) + bytes.fromhex(file.tokenizer)
+    start = MAGIC + bytes([VERSION, kind | coding]) + bytes.fromhex(file.tokenizer)
     return start + b"".join(map(number_bytes, numbers))
 
 
@@ -197,6 +245,44 @@ def read_coded(reader: Reader) -> bytes:
             "only files written with the coding `packed` can be cut"
         )
     return payload
+
+
+def read_prediction(reader: Reader, predictor: Predictor | None, tokenizer: str) -> tuple[int, ...]:
+    """What the generator is told; ValueError if the predictor is not the one that the tokens were coded under."""
+    identity, count = reader.take(4).hex(), reader.number()
+    if count > MAX_LABELS:
+        raise ValueError(f"{count} labels: token files hold at most {MAX_LABELS}")
+    condition = tuple(reader.number() for _ in range(count))
+    if predictor is None:
+        raise ValueError(
+            f"the tokens are coded under the law of the generator {identity}; decode with it (its folder as --model)"
+        )
+    check_tokenizer(predictor, tokenizer)
+    if predictor.identity != identity:
+        raise ValueError(
+            f"the tokens are coded under the law of the generator {identity}, but this one is {predictor.identity}; "
+            "decode with the generator, configuration and weights alike, that they were written with"
+        )
+    return condition
+
+
+def check_tokenizer(predictor: Predictor, tokenizer: str) -> None:
+    if predictor.tokenizer != tokenizer:
+        raise ValueError(
+            f"the tokens are those of the tokenizer {tokenizer}, but the generator goes with {predictor.tokenizer}; "
+            "take the pair that made them"
+        )
+
+
+def stops_of(layout: TokenLayout) -> tuple[int, ...]:
+    """After how many predicted tokens a checksum is due, so that a cut file can be trusted up to there."""
+    if isinstance(layout, GridLayout):
+        return ()  # which is of no use when cut
+    if isinstance(layout, ScaleLayout):
+        ends = list(accumulate(layout.group_sizes))
+    else:
+        ends = [FIRST_STOP << i for i in range(layout.num_tokens.bit_length())]
+    return tuple(end for end in ends if FEWEST_CHECKED <= end < layout.num_tokens)
 
 
 class Reader:

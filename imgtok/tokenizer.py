@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -17,11 +18,12 @@ from imgtok.quantizers.factorized import ProductConfig
 from imgtok.quantizers.gaussian import GaussianConfig
 from imgtok.quantizers.residual import ResidualConfig
 from imgtok.quantizers.scalar import ScalarConfig
+from imgtok.quantizers.sign import SignConfig
 from imgtok.quantizers.vector import VectorConfig
-from imgtok.tokens import TokenLayout
+from imgtok.tokens import SequenceLayout, TokenLayout
 
 BackboneConfig = CNNConfig | QueryConfig | FlowConfig
-QuantizerConfig = VectorConfig | ResidualConfig | ProductConfig | GaussianConfig | ScalarConfig
+QuantizerConfig = VectorConfig | ResidualConfig | ProductConfig | GaussianConfig | ScalarConfig | SignConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +57,21 @@ class TokenizerConfig:
     def layout_of(self, height: int, width: int) -> TokenLayout:
         """Of an image of height x width pixels."""
         return self.quantizer.layout_of(*self.backbone.latent_shape(height, width))
+
+    def layout_of_first(self, count: int, size: tuple[int, int] | None = None) -> TokenLayout:
+        """Of the first `count` tokens of an image of `size` if they can be decoded alone, otherwise of all."""
+        layout = self.layout if size is None else self.layout_of(*size)
+        return SequenceLayout(count) if self.backbone.ordered and 0 < count < layout.num_tokens else layout
+
+    def check_prefix(self, count: int, layout: TokenLayout) -> None:
+        """ValueError unless the first `count` of an image's tokens can be decoded alone."""
+        if not self.backbone.ordered:
+            raise ValueError(
+                f"num_tokens {count} was given, but this tokenizer needs all {layout.num_tokens} tokens of an image; "
+                "leave it out, or use one whose first tokens matter most (One-D-Piece, FlexTok)"
+            )
+        if not 1 <= count <= layout.num_tokens:
+            raise ValueError(f"num_tokens must be 1 to {layout.num_tokens}, the tokens of an image, got {count}")
 
     def build(self) -> Tokenizer:
         return Tokenizer(self)
@@ -90,17 +107,23 @@ class Tokenizer(nn.Module):
         low, high = config.pixel_range
         self.pixel_scale, self.pixel_shift = (high - low) / 2, (high + low) / 2
 
-    def forward(self, images: Tensor) -> Reconstruction:
-        """The whole way, differentiable: for training. Losses are in `quantized.losses` in training mode."""
+    def forward(self, images: Tensor, quantize: Callable[[Tensor], Quantized] | None = None) -> Reconstruction:
+        """The whole way, differentiable: for training. Losses are in `quantized.losses` in training mode.
+
+        `quantize`: in place of the quantizer, as `imgtok.quantizers.perturb.perturbed` is, which swaps its codes.
+        """
         latents = self.latents(images)
-        quantized = self.quantizer(latents)
+        quantized = self.quantizer(latents) if quantize is None else quantize(latents)
         decoded = self.decode_latents(quantized.latents, size_of(images))
         return Reconstruction(decoded, latents, quantized)
 
     def latents(self, images: Tensor) -> Tensor:
         """b 3 h w -> b h' w' d, or b n d in a sequence, before quantisation."""
-        pixels = images * self.pixel_scale + self.pixel_shift
-        return self.to_codes(self.backbone.encode(pixels.to(self.to_codes.weight.dtype)))
+        return self.to_codes(self.backbone.encode(self.pixels(images)))
+
+    def pixels(self, images: Tensor) -> Tensor:
+        """Images in [-1, 1] in the backbone's range, and of its type."""
+        return (images * self.pixel_scale + self.pixel_shift).to(self.to_codes.weight.dtype)
 
     def decode_latents(
         self, latents: Tensor, size: tuple[int, int] | None = None, noise: Tensor | None = None
@@ -116,9 +139,15 @@ class Tokenizer(nn.Module):
         return (pixels.float() - self.pixel_shift) / self.pixel_scale
 
     @torch.no_grad()
-    def encode(self, images: Tensor) -> Tensor:
-        """b 3 h w in [-1, 1] -> b n indices. ValueError if a side is not divisible by the reduction."""
-        return self.layout_of(images).flatten(self.quantizer.nearest(self.latents(images)))
+    def encode(self, images: Tensor, num_tokens: int | None = None) -> Tensor:
+        """b 3 h w in [-1, 1] -> b n indices, or the first `num_tokens` of them, in the order of importance.
+
+        ValueError if a side is not divisible by the reduction, or if the first tokens alone cannot be decoded.
+        """
+        layout = self.layout_of(images)
+        if num_tokens is not None:
+            self.config.check_prefix(num_tokens, layout)
+        return layout.flatten(self.quantizer.nearest(self.latents(images)))[:, :num_tokens]
 
     @torch.no_grad()
     def decode(
@@ -133,12 +162,13 @@ class Tokenizer(nn.Module):
 
         `stages`: from the first ones only, where there are several; the others' indices keep their places, with any
         values. `noise`: what pictures are drawn from, b c h' w', where the backbone is a flow; None: the same for all,
-        so that equal indices are equal pictures. ValueError for an index outside the codebook, a wrong n, more stages
-        than there are, or noise for a backbone that draws nothing.
+        so that equal indices are equal pictures. Without a layout, fewer indices than an image has are its first ones,
+        if these can be decoded alone (1-D tokens in order). ValueError for an index outside the codebook, a wrong n,
+        more stages than there are, or noise for a backbone that draws nothing.
         """
         self.check_indices(indices)
         if layout is None:
-            layout = self.config.layout if size is None else self.config.layout_of(*size)
+            layout = self.config.layout_of_first(indices.shape[1], size)
         return self.decode_latents(self.quantizer.codes(layout.unflatten(indices), stages), size, noise).clamp(-1, 1)
 
     @torch.no_grad()

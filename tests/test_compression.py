@@ -11,6 +11,7 @@ from imgtok.compression import Compressor
 from imgtok.data import to_float, to_uint8
 from imgtok.flexible import decode_prefix, prefixes, shortest
 from imgtok.metrics.image import psnr
+from imgtok.nn.nested import NestedDropout
 from imgtok.quantizers.factorized import ProductConfig
 from imgtok.quantizers.gaussian import GaussianConfig
 from imgtok.quantizers.residual import ResidualConfig
@@ -37,7 +38,7 @@ CONFIGS = {
     "grid": GRID,
     "scales": replace(GRID, quantizer=STAGES),
     "sequence": replace(GRID, backbone=QUERY),
-    "ordered": replace(GRID, backbone=replace(QUERY, drop_tail=True)),
+    "ordered": replace(GRID, backbone=replace(QUERY, nested=NestedDropout())),
     "pairs": replace(
         GRID, backbone=replace(QUERY, latents=(3, 3), branches=2), quantizer=ProductConfig(branch=GRID.quantizer)
     ),
@@ -210,7 +211,7 @@ def test_a_target_is_reached_whatever_the_quality_does(compressors, name):
 
 
 def test_bisection_takes_few_decodings(compressors):
-    config = replace(GRID, backbone=replace(QUERY, latents=(64,), drop_tail=True))
+    config = replace(GRID, backbone=replace(QUERY, latents=(64,), nested=NestedDropout()))
     tokenizer, calls = shaken(config), []
 
     def quality(decoded, originals):

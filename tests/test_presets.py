@@ -48,6 +48,10 @@ BACKBONES = {  # of these the codes differ alone, or the number of latents
     "titok-bl128-vae": "titok-bl64-vq8k",
     "imagefolder-8192": "imagefolder-4096",
     "imagefolder-16384": "imagefolder-4096",
+    "xqgan-f16-vp2-4096": "imagefolder-4096",
+    "xqgan-f16-vp2-16384": "imagefolder-4096",
+    "xqgan-f16-msb-4096": "imagefolder-4096",
+    "xqgan-f16-msb-16384": "imagefolder-4096",
 }
 BILLIONS = {  # as the hub shows them, with the autoencoder
     "flextok-d12-d12": "0.3",

@@ -4,6 +4,7 @@ import math
 import sys
 import tracemalloc
 
+import numpy as np
 import pytest
 import torch
 
@@ -39,6 +40,25 @@ def drawn(layout, index_shape=(), codebook_size=300, count=None, seed=0) -> Toke
         codebook_size=codebook_size,
         tokens=tokens,
     )
+
+
+class Table:
+    """Predicts a token by the one before; what it is told turns the table."""
+
+    identity, tokenizer, condition = "89abcdef", "0123456789abcdef", (3, 200)
+
+    def __init__(self, codebook_size: int, seed: int = 0) -> None:
+        dice = np.random.default_rng(seed)
+        self.weights = np.exp(dice.uniform(0, 16, (codebook_size, codebook_size))).astype(np.int64) + 1
+
+    def check(self, layout, index_shape, codebook_size) -> None:
+        if index_shape or codebook_size != len(self.weights):
+            raise ValueError("tokens that this table does not predict")
+
+    def laws(self, condition):
+        if condition != self.condition:
+            raise ValueError(f"the table is not told {condition}")
+        return lambda before: self.weights[before] if len(before) else self.weights[:1]
 
 
 def same(one: TokenFile, other: TokenFile) -> bool:
@@ -143,7 +163,10 @@ def crafted(kind: int, *values: int, payload: bytes = b"\0" * 8) -> bytes:
         ("ends within its header", b"IMTK\x01\x00" + bytes(7)),
         ("version 2", b"IMTK\x02" + bytes(40)),
         ("layout 3 is unknown", crafted(3, 8, 8, 2, 0, 0, 2, 2)),
-        ("layout 8 is unknown", crafted(8, 8, 8, 2, 0, 0, 2, 2)),
+        ("layout 12 is unknown", crafted(12, 8, 8, 2, 0, 0, 2, 2)),
+        ("layout 16 is unknown", crafted(16, 8, 8, 2, 0, 0, 2, 2)),
+        ("generator 00000000; decode with it", crafted(8, 8, 8, 2, 0, 0, 2, 2)),
+        ("at most 64", crafted(8, 8, 8, 2, 0, 0, 2, 2, payload=bytes(4) + b"\x41")),
         ("token files hold 1 to 4,194,304 pixels", crafted(0, 1 << 20, 1 << 20, 2, 0, 0, 2, 2)),
         ("token files hold 1 to 4,194,304 pixels", crafted(0, 0, 8, 2, 0, 0, 2, 2)),
         ("token files hold 1 to 1,048,576", crafted(0, 8, 8, 2, 0, 0, 1 << 27, 1 << 27)),
@@ -220,3 +243,68 @@ def test_mutated_files_are_read_or_refused_within_the_memory(count):
     finally:
         tracemalloc.stop()
     assert min(found.values()) > count / 10
+
+
+PREDICTED = {"grid": GridLayout(5, 7), "sequence": SequenceLayout(50), "scales": LAYOUTS["scales"][0]}
+
+
+@pytest.mark.parametrize("layout", PREDICTED.values(), ids=PREDICTED)
+def test_predicted_tokens_come_back_and_so_do_the_first_of_them(layout):
+    table = Table(40)
+    for count in (1, 7, layout.num_tokens):
+        file = drawn(layout, codebook_size=40, count=count)
+        assert same(from_bytes(to_bytes(file, "predicted", table), table), file)
+        assert len(to_bytes(file, "auto", table)) == min(
+            len(to_bytes(file, coding, table)) for coding in ("packed", "coded", "predicted")
+        )
+
+
+def test_a_predicted_payload_begins_as_documented():
+    data = to_bytes(drawn(SequenceLayout(50), codebook_size=40), "predicted", Table(40))
+    assert data[:6] == b"IMTK\x01\x09"
+    assert list(data[14:21]) == [200, 1, 37, 40, 0, 0, 50]
+    assert data[21:25].hex() == "89abcdef"
+    assert list(data[25:30]) == [2, 3, 200, 1, len(data) - 30]
+
+
+def test_predicted_tokens_under_other_laws_or_of_other_bytes_are_refused():
+    file = drawn(SequenceLayout(50), codebook_size=40)
+    data = to_bytes(file, "predicted", Table(40))
+    with pytest.raises(ValueError, match="do not agree with their checksum"):
+        from_bytes(data, Table(40, seed=1))
+    with pytest.raises(ValueError, match="the file is damaged"):
+        from_bytes(data + b"\1", Table(40))
+    for at in range(30, len(data)):
+        changed = data[:at] + bytes([data[at] ^ 16]) + data[at + 1 :]
+        if at < len(data) - 4:
+            with pytest.raises(ValueError, match="do not agree with their checksum"):
+                from_bytes(changed, Table(40))
+        else:  # the coder may end with bits that decide nothing
+            assert came_back_or_refused(changed, file)
+
+
+def came_back_or_refused(data: bytes, file: TokenFile) -> bool:
+    try:
+        return same(from_bytes(data, Table(40)), file)
+    except ValueError:
+        return True
+
+
+@pytest.mark.parametrize("count", [1_000, pytest.param(100_000, marks=pytest.mark.slow)])
+def test_mutated_files_of_predicted_tokens_are_right_or_refused_within_the_memory(count):
+    table, wrong = Table(40), 0
+    files = [drawn(layout, codebook_size=40, seed=1) for layout in PREDICTED.values()]
+
+    def read(data: bytes) -> None:
+        nonlocal wrong
+        found = from_bytes(data, table)
+        wrong += not any(torch.equal(found.tokens, file.tokens[: len(found.tokens)]) for file in files)
+
+    tracemalloc.start()
+    try:
+        found = outcomes(count, read, [to_bytes(file, "predicted", table) for file in files])
+        assert tracemalloc.get_traced_memory()[1] < 128 * MIB
+    finally:
+        tracemalloc.stop()
+    assert min(found.values()) > count / 20
+    assert wrong <= 2 + count / 10_000  # checksums of 16 bits in files that were cut

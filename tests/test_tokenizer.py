@@ -10,6 +10,7 @@ from imgtok import config as configs
 from imgtok.backbones.cnn import CNNConfig
 from imgtok.backbones.query import QueryConfig
 from imgtok.backbones.vit import ViTConfig
+from imgtok.nn.nested import NestedDropout
 from imgtok.quantizers.factorized import ProductConfig
 from imgtok.quantizers.residual import ResidualConfig
 from imgtok.quantizers.vector import VectorConfig
@@ -291,6 +292,23 @@ def test_the_first_tokens_of_a_sequence_decode_alone():
     assert model.decode(indices[:, :2], SequenceLayout(2)).shape == images.shape
     with pytest.raises(ValueError, match="2 tokens were given, but an image has 6"):
         model.decode(indices[:, :2])
+
+
+def test_of_a_tokenizer_in_order_any_number_of_first_tokens_is_encoded_and_decoded():
+    ordered = replace(SEQUENCE, backbone=replace(SEQUENCE.backbone, nested=NestedDropout()))
+    model, images = shaken(ordered), pictures(2, 16, 16)
+    indices = model.encode(images)
+    for count in range(1, 7):
+        first = model.encode(images, num_tokens=count)
+        assert torch.equal(first, indices[:, :count])
+        assert torch.equal(model.decode(first), model.decode(first, SequenceLayout(count)))
+    for count in (0, 7, -1):
+        with pytest.raises(ValueError, match=f"num_tokens must be 1 to 6, the tokens of an image, got {count}"):
+            model.encode(images, num_tokens=count)
+    with pytest.raises(ValueError, match="7 tokens were given, but an image has 6"):
+        model.decode(torch.cat([indices, indices[:, :1]], dim=1))
+    with pytest.raises(ValueError, match="this tokenizer needs all 6 tokens of an image"):
+        shaken(SEQUENCE).encode(images, num_tokens=2)
 
 
 def test_the_backbone_sees_pixels_in_its_own_range():

@@ -91,6 +91,11 @@ class CNNConfig:
         return self.encoder_patch * 2 ** (len(self.encoder_widths) - 1)
 
     @property
+    def ordered(self) -> bool:
+        """Whether any number of the first latents can be decoded: they lie on a grid."""
+        return False
+
+    @property
     def encoder_channels(self) -> int:
         """Of the latents that the encoder makes."""
         return self.latent_channels

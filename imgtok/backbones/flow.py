@@ -12,7 +12,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from imgtok.backbones.trunk import NORM_EPS, SetBlock, TrunkConfig, zero_linear
-from imgtok.backbones.vae import KLConfig
+from imgtok.backbones.vae import KLConfig, PixelsConfig
 from imgtok.backbones.vit import table
 from imgtok.nn.flow import FlowGuidance, FlowSolver, TimeEmbedding, noised, velocity_target
 from imgtok.nn.mask import group_causal
@@ -26,7 +26,7 @@ TIME_PERIOD, NOISE_SEED = 256.0, 0
 class FlowConfig:
     """Frozen autoencoder, encoder to registers, and decoder by rectified flow (FlexTok, arXiv:2502.13967)."""
 
-    vae: KLConfig = field(default_factory=KLConfig)
+    vae: KLConfig | PixelsConfig = field(default_factory=KLConfig)
     """Whose latents are read and drawn."""
     registers: int = 256
     """Latents of an image, in order of importance; any number of the first ones can be decoded."""
@@ -49,6 +49,11 @@ class FlowConfig:
     def reduction(self) -> int:
         """What the sides of images must be divisible by."""
         return self.vae.reduction * self.patch_size
+
+    @property
+    def ordered(self) -> bool:
+        """Whether any number of the first latents can be decoded."""
+        return True
 
     @property
     def encoder_channels(self) -> int:
@@ -96,10 +101,13 @@ class Flow(nn.Module):
         self.solver, self.guidance = config.solver, config.guidance
 
     def encode(self, images: Tensor) -> Tensor:
+        return self.encoder(self.maps(images))
+
+    @torch.no_grad()
+    def maps(self, images: Tensor) -> Tensor:
+        """The autoencoder's latents of images b 3 h w: b c h' w'."""
         self.config.noise_shape(images.shape[-2], images.shape[-1])  # which refuses what cannot be cut
-        with torch.no_grad():
-            maps = self.vae.encode(images)
-        return self.encoder(maps)
+        return self.vae.encode(images)
 
     def decode(self, latents: Tensor, size: tuple[int, int] | None = None, noise: Tensor | None = None) -> Tensor:
         """`size`: height and width of the image; None: the trained one. `noise`: b c h' w', standard normal; None: the
@@ -138,9 +146,15 @@ class Flow(nn.Module):
         latents b n c as the decoder reads them; noise like maps; times b in [0, 1]; kept b, how many registers each
         image is drawn from, 0: none, by the null condition (nested and condition dropout).
         """
+        return self.watched_loss(maps, latents, noise, times, kept)[0]
+
+    def watched_loss(
+        self, maps: Tensor, latents: Tensor, noise: Tensor, times: Tensor, kept: Tensor, block: int = 0
+    ) -> tuple[Tensor, Tensor]:
+        """`loss`, and what patches are behind `block` of the decoder, b c h' w'."""
         registers = self.decoder.registers(latents, kept)
-        velocity = self.decoder(noised(maps, noise, times), times, registers)
-        return F.mse_loss(velocity, velocity_target(maps, noise))
+        velocity, patches = self.decoder.watched(noised(maps, noise, times), times, registers, block)
+        return F.mse_loss(velocity, velocity_target(maps, noise)), patches
 
     def hidden_weights(self) -> list[nn.Parameter]:
         """Matrices from hidden layer to hidden layer, for optimisers that treat them apart."""
@@ -212,17 +226,24 @@ class FlowDecoder(nn.Module):
         self.to_patches = zero_linear(width, config.patch_channels)
 
     def forward(self, x: Tensor, times: Tensor, registers: Registers) -> Tensor:
+        return self.watched(x, times, registers)[0]
+
+    def watched(self, x: Tensor, times: Tensor, registers: Registers, block: int = 0) -> tuple[Tensor, Tensor]:
+        """The velocity, and what patches are behind `block`, b c h' w'."""
         x = x.to(self.project.weight.dtype)
         patches = patch_tokens(x, self.project, self.patch_size)
         sizes, bias = [patches.shape[1], len(registers.counts)], registers.attention_bias(patches.shape[1], patches)
         condition = F.silu(self.time(times))
         tokens = torch.cat([patches, registers.tokens], dim=1)
-        for block in self.blocks:
-            tokens = block(tokens, cast(SetBlock, block).modulate(condition, sizes), bias)
+        seen = tokens
+        for number, each in enumerate(self.blocks):
+            tokens = each(tokens, cast(SetBlock, each).modulate(condition, sizes), bias)
+            seen = tokens if number == block else seen
         shift, scale = self.modulation(condition)[:, None].chunk(2, dim=-1)
         out = self.to_patches(layer_norm(tokens[:, : sizes[0]], NORM_EPS) * (1 + scale) + shift)
-        side = self.patch_size
-        return rearrange(out, "b (h w) (p q c) -> b c (h p) (w q)", h=x.shape[-2] // side, p=side, q=side)
+        side, rows = self.patch_size, x.shape[-2] // self.patch_size
+        velocity = rearrange(out, "b (h w) (p q c) -> b c (h p) (w q)", h=rows, p=side, q=side)
+        return velocity, rearrange(seen[:, : sizes[0]], "b (h w) c -> b c h w", h=rows)
 
     def registers(self, latents: Tensor, kept: Tensor | None = None) -> Registers:
         """b k c: the first k. `kept`, b: of each image only so many (None: all), for 0 the null condition.

@@ -12,7 +12,9 @@ from torch import Tensor, nn
 
 from imgtok.backbones.cnn import CNNConfig, Decoder
 from imgtok.backbones.vit import PatchTokens, ViTConfig, table
+from imgtok.nn.mask import first_columns
 from imgtok.nn.mlp import init_normal
+from imgtok.nn.nested import NestedDropout
 from imgtok.nn.position import resize_table
 from imgtok.quantizers.views import stretched
 
@@ -51,6 +53,19 @@ class CodeHeadConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CNNHeadConfig:
+    """Each patch's pixels, and its neighbours' part in them, by the decoder of a CNN: no seams between patches."""
+
+    cnn: CNNConfig
+    """Of which the decoder is used; its latents are made of the patches, one of each."""
+
+    def build(self, width: int, patch_size: int) -> CNNHead:
+        if self.cnn.reduction != patch_size:
+            raise ValueError(f"the patches have {patch_size} pixels a side, but the CNN's latents {self.cnn.reduction}")
+        return CNNHead(width, self)
+
+
+@dataclass(frozen=True, kw_only=True)
 class QueryConfig:
     latents: tuple[int, ...] = (32,)
     """Number of latents of an image, (n,), whatever its size; or rows and columns of a grid of them, (h, w), for
@@ -63,29 +78,36 @@ class QueryConfig:
     """Rows and columns of patches in the images it was trained on. For others, learned positions are resized."""
     encoder: ViTConfig = field(default_factory=ViTConfig)
     decoder: ViTConfig = field(default_factory=ViTConfig)
-    head: PixelHeadConfig | CodeHeadConfig = field(default_factory=PixelHeadConfig)
+    head: PixelHeadConfig | CNNHeadConfig | CodeHeadConfig = field(default_factory=PixelHeadConfig)
     """What makes pixels of the decoder's patches."""
     scrambled: bool = False
     """Read the encoder's n latents of c channels as c rows of n in memory, so that each mixes them all: how TiTok's
     two-stage weights were trained, by mistake."""
     code_class: bool = False
     """A class token before the codes too, as in RobustTok's decoder."""
-    drop_tail: bool = False
-    """In training, the decoder reads only the first latents of a batch, of a random number (One-D-Piece,
-    arXiv:2501.10064), so that any number will do and the first matter most."""
+    nested: NestedDropout | None = None
+    """In training, the decoder reads only the first latents, of a random number (One-D-Piece, arXiv:2501.10064), so
+    that any number will do and the first matter most. None: it always reads all."""
 
     def __post_init__(self) -> None:
         if len(self.latents) not in (1, 2) or min(self.latents) < 1:
             raise ValueError(f"latents must be (number,) or (rows, columns), each at least 1, got {self.latents}")
         if self.branches < 1:
             raise ValueError(f"branches must be at least 1, got {self.branches}")
-        if len(self.latents) == 2 and (self.scrambled or self.drop_tail):
-            raise ValueError(f"scrambled and drop_tail are for latents in a sequence, not for a grid {self.latents}")
+        if len(self.latents) == 2 and (self.scrambled or self.nested):
+            raise ValueError(f"scrambled and nested are for latents in a sequence, not for a grid {self.latents}")
+        if self.nested:
+            self.nested.lengths(self.latents[0])  # which refuses too few
 
     @property
     def reduction(self) -> int:
         """What the sides of images must be divisible by."""
         return self.patch_size
+
+    @property
+    def ordered(self) -> bool:
+        """Whether any number of the first latents can be decoded."""
+        return self.nested is not None
 
     @property
     def encoder_channels(self) -> int:
@@ -144,14 +166,27 @@ class Query(nn.Module):
     def decode(self, latents: Tensor, size: tuple[int, int] | None = None) -> Tensor:
         """`size`: height and width of the image; None: the trained one, or on a grid what the latents tell.
 
-        Of latents in a sequence, the first alone will do, if trained for it (`drop_tail`).
+        Of latents in a sequence, the first alone will do, if trained for it (`nested`).
         """
+        return self.decoder(latents, self.patches(latents, size))
+
+    def code_logits(self, latents: Tensor, size: tuple[int, int] | None = None) -> Tensor:
+        """Of another tokenizer's codes, b h w v. ValueError if the head makes pixels without them."""
+        head = self.decoder.head
+        if not isinstance(head, CodeHead):
+            raise ValueError(f"only a head of codes has logits of them, but this one is a {type(head).__name__}")
+        return head.logits(self.decoder.patch_features(latents, self.patches(latents, size)))
+
+    def patches(self, latents: Tensor, size: tuple[int, int] | None) -> tuple[int, ...]:
+        """Rows and columns of patches of the image to decode."""
         told = self.config.patch_shape(tuple(latents.shape[1:-1]))
-        return self.decoder(latents, told if size is None else self.config.patches_of(*size))
+        return told if size is None else self.config.patches_of(*size)
 
     def hidden_weights(self) -> list[nn.Parameter]:
         """Matrices from hidden layer to hidden layer, for optimisers that treat them apart."""
-        return self.encoder.vit.hidden_weights() + self.decoder.vit.hidden_weights()
+        return (
+            self.encoder.vit.hidden_weights() + self.decoder.vit.hidden_weights() + self.decoder.head.hidden_weights()
+        )
 
     @property
     def last_layer(self) -> nn.Parameter:
@@ -187,7 +222,7 @@ class QueryDecoder(nn.Module):
     def __init__(self, config: QueryConfig) -> None:
         super().__init__()
         width = config.decoder.width
-        self.drop_tail = config.drop_tail
+        self.nested = config.nested
         self.class_token = table(width)
         self.canvas = table(*config.grid, width)
         self.code_class = table(width) if config.code_class else None
@@ -202,8 +237,13 @@ class QueryDecoder(nn.Module):
 
     def patch_features(self, latents: Tensor, patches: tuple[int, ...]) -> Tensor:
         """What the head makes pixels of: b h w c."""
-        if self.training and self.drop_tail:
-            latents = latents[:, : int(torch.randint(1, latents.shape[1] + 1, ()))]
+        kept = self.nested.draw(*latents.shape[:2]) if self.training and self.nested else None
+        return self.prefix_features(latents, patches, kept)
+
+    def prefix_features(self, latents: Tensor, patches: tuple[int, ...], kept: Tensor | None) -> Tensor:
+        """The same from the first `kept` latents of each row (b, on the CPU) alone; None: from all."""
+        if kept is not None:
+            latents = latents[:, : int(kept.max())]
         positions = resized(self.code_positions, tuple(latents.shape[1:-1]))
         codes = latents.flatten(1, -2) + positions
         constants = [self.class_token[None], resized(self.canvas, patches)]
@@ -211,7 +251,15 @@ class QueryDecoder(nn.Module):
             constants.append(self.code_class[None])
         x = torch.cat([*(each.expand(len(codes), -1, -1) for each in constants), codes], dim=1)
         count = patches[0] * patches[1]
-        return self.vit(x)[:, 1 : 1 + count].unflatten(1, patches)
+        return self.vit(x, self.mask(kept, x, codes.shape[1]))[:, 1 : 1 + count].unflatten(1, patches)
+
+    @staticmethod
+    def mask(kept: Tensor | None, x: Tensor, codes: int) -> Tensor | None:
+        """Hides the codes, last of the tokens x, after the first `kept` of each row; None if no row has such."""
+        if kept is None or int(kept.min()) == codes:
+            return None
+        lengths = kept.to(x.device, non_blocking=True) + (x.shape[1] - codes)
+        return first_columns(lengths, x.shape[1])
 
 
 class PixelHead(nn.Module):
@@ -227,9 +275,32 @@ class PixelHead(nn.Module):
         size = self.patch_size
         return self.conv_out(rearrange(self.to_pixels(x), "b h w (p q c) -> b c (h p) (w q)", p=size, q=size))
 
+    def hidden_weights(self) -> list[nn.Parameter]:
+        return []
+
     @property
     def last_layer(self) -> nn.Parameter:
         return cast(nn.Parameter, (self.to_pixels if isinstance(self.conv_out, nn.Identity) else self.conv_out).weight)
+
+
+class CNNHead(nn.Module):
+    """b h w c -> b 3 H W."""
+
+    def __init__(self, width: int, config: CNNHeadConfig) -> None:
+        super().__init__()
+        self.to_latents = nn.Linear(width, config.cnn.latent_channels)
+        self.cnn = Decoder(config.cnn)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.cnn(rearrange(self.to_latents(x), "b h w d -> b d h w"))
+
+    def hidden_weights(self) -> list[nn.Parameter]:
+        parts = (self.cnn.mid, self.cnn.levels)
+        return [parameter for part in parts for parameter in part.parameters() if parameter.ndim >= 2]
+
+    @property
+    def last_layer(self) -> nn.Parameter:
+        return cast(nn.Parameter, self.cnn.conv_out.weight)
 
 
 class CodeHead(nn.Module):
@@ -249,6 +320,9 @@ class CodeHead(nn.Module):
     def logits(self, x: Tensor) -> Tensor:
         """b h w v, over the other tokenizer's codes."""
         return self.to_logits(F.tanh(self.hidden(x)))
+
+    def hidden_weights(self) -> list[nn.Parameter]:
+        return []
 
     @property
     def last_layer(self) -> nn.Parameter:

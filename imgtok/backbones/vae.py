@@ -1,11 +1,13 @@
-"""Frozen continuous autoencoders: images to maps of numbers and back, by diffusers' AutoencoderKL."""
+"""Frozen continuous autoencoders: images to maps of numbers and back, by diffusers' AutoencoderKL, or as they are."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -76,6 +78,74 @@ class KL(nn.Module):
 
     def decode(self, latents: Tensor) -> Tensor:
         return self.model.decode(latents / self.config.scale + self.config.shift).sample
+
+    def read(self, source: str | Path) -> None:
+        """Takes the weights of an autoencoder that diffusers saved: a folder, or a repository of the hub.
+
+        ValueError if there is none, or one of other sizes or with another scale or shift.
+        """
+        published = published_autoencoder(source)
+        found = KLConfig.from_diffusers(published.config)
+        other = [name for name in KLConfig.__dataclass_fields__ if getattr(found, name) != getattr(self.config, name)]
+        if other:
+            told = "; ".join(f"{name} {getattr(found, name)}, not {getattr(self.config, name)}" for name in other)
+            raise ValueError(f"the autoencoder {source} has {told}; set what the tokenizer's vae says to that")
+        self.model.load_state_dict(published.state_dict())
+
+
+@dataclass(frozen=True, kw_only=True)
+class PixelsConfig:
+    """Pixels in place of latents, a square of them in each place: nothing is learnt, and nothing lost."""
+
+    side: int = 4
+    """Pixels of the square's side."""
+    scale: float = 1.0
+    """What pixels in [-1, 1] are multiplied by, after the shift, so that their variance is about 1."""
+    shift: float = 0.0
+    """What is taken from pixels first."""
+
+    def __post_init__(self) -> None:
+        if self.side < 1 or self.scale <= 0:
+            raise ValueError(f"side must be at least 1 and scale above 0, got {self.side} and {self.scale}")
+
+    @property
+    def reduction(self) -> int:
+        """Pixels per place of the latents along each side."""
+        return self.side
+
+    @property
+    def latent_channels(self) -> int:
+        return 3 * self.side**2
+
+    def build(self) -> Pixels:
+        return Pixels(self)
+
+
+class Pixels(nn.Module):
+    """Images b 3 h w in [-1, 1] -> b c h' w', and back, exactly up to rounding. It has no parameters."""
+
+    def __init__(self, config: PixelsConfig) -> None:
+        super().__init__()
+        self.config = config
+
+    def encode(self, images: Tensor) -> Tensor:
+        return F.pixel_unshuffle((images - self.config.shift) * self.config.scale, self.config.side)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        return F.pixel_shuffle(latents, self.config.side) / self.config.scale + self.config.shift
+
+
+def published_autoencoder(source: str | Path) -> Any:
+    """diffusers' AutoencoderKL as it was saved. ValueError if there is none."""
+    from diffusers import AutoencoderKL
+
+    try:
+        return AutoencoderKL.from_pretrained(source, use_safetensors=True)
+    except OSError as error:
+        raise ValueError(
+            f"{source} holds no autoencoder that could be read; give a folder that diffusers saved one to, with "
+            f"safetensors weights, or a repository of the hub ({error})"
+        ) from error
 
 
 def autoencoder(config: KLConfig) -> Any:

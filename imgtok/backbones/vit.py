@@ -32,7 +32,7 @@ class ViTConfig:
 
 
 class ViT(nn.Module):
-    """Norm if wanted, blocks, norm: b n c -> b n c. Every token sees all others."""
+    """Norm if wanted, blocks, norm: b n c -> b n c. Every token sees all others, or what `mask` shows it."""
 
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
@@ -53,8 +53,11 @@ class ViT(nn.Module):
         )
         self.norm_out = nn.LayerNorm(width, config.norm_eps)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.norm_out(self.blocks(self.norm_in(x)))
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        x = self.norm_in(x)
+        for block in self.blocks:
+            x = block(x, mask)
+        return self.norm_out(x)
 
     def hidden_weights(self) -> list[nn.Parameter]:
         """Matrices from hidden layer to hidden layer."""

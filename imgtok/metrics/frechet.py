@@ -5,6 +5,7 @@ FID and KID are these distances on the features of one network, Inception; on an
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 import torch
@@ -74,6 +75,17 @@ class FeatureStatistics:
             self.mean = self.mean + shift * (count / total)
             self.count = total
 
+    def without(self, part: FeatureStatistics) -> FeatureStatistics:
+        """Of the rows that `part`, some of these, lacks: `add` solved for what it was added to."""
+        rest = FeatureStatistics(len(self.mean))
+        rest.count = self.count - part.count
+        if rest.count < 1:
+            raise ValueError(f"{part.count} of {self.count} rows cannot be left out: none would stay")
+        rest.mean = self.mean + (self.mean - part.mean) * (part.count / rest.count)
+        shift = part.mean - rest.mean
+        rest.scatter = self.scatter - part.scatter - torch.outer(shift, shift) * (rest.count * part.count / self.count)
+        return rest
+
     @property
     def covariance(self) -> Tensor:
         """d d, unbiased. ValueError with fewer than two rows."""
@@ -94,6 +106,23 @@ def frechet_distance(a: Moments, b: Moments) -> float:
     first, second = a.covariance, b.covariance
     overlap = torch.linalg.svdvals(root(second).T @ root(first)).sum()
     return float((a.mean - b.mean).square().sum() + first.trace() + second.trace() - 2 * overlap)
+
+
+@torch.no_grad()
+def frechet_distances_without(whole: FeatureStatistics, parts: Sequence[FeatureStatistics], fixed: Moments) -> Tensor:
+    """The Fréchet distance to `fixed` of a set without each of its parts in turn: float64, one value a part.
+
+    Faster than as many `frechet_distance`: with one root R of the fixed covariance B, tr (A B)^½ is the sum of the
+    roots of the eigenvalues of Rᵀ A R. Where A is singular that loses half of the digits, which differences bear.
+    """
+    known, values = root(fixed.covariance), []
+    for part in parts:
+        rest = whole.without(part)
+        covariance = rest.covariance
+        overlap = torch.linalg.eigvalsh(known.T @ covariance @ known).clamp_min(0).sqrt().sum()
+        apart = (rest.mean - fixed.mean).square().sum()
+        values.append(apart + covariance.trace() + fixed.covariance.trace() - 2 * overlap)
+    return torch.stack(values)
 
 
 def root(covariance: Tensor) -> Tensor:
@@ -125,6 +154,23 @@ def kernel_distance(a: Tensor, b: Tensor) -> KernelDistance:
     # How much each row moves the value (its Hájek projection): twice its kernel mean within less across.
     variance = sum(4 * (own - other).var() / len(own) for own, other in ((within_a, across_a), (within_b, across_b)))
     return KernelDistance(float(value), float(variance) ** 0.5)
+
+
+@torch.no_grad()
+def kernel_distances_without(a: Tensor, b: Tensor, part_of: Tensor, parts: int, rows: int = 1024) -> Tensor:
+    """The kernel distance to b (m d) of a (n d) without each of its parts in turn: float64, one value a part.
+
+    part_of: n, the number of each row's part. Kernels are summed by pairs of parts, so all this costs one distance.
+    """
+    check_features(a, b)
+    a, b = a.cpu().double(), b.cpu().double()
+    member = torch.nn.functional.one_hot(part_of, parts).double()  # n parts
+    sums = torch.cat([cubic(part @ a.T, a.shape[1]) @ member for part in a.split(rows)])  # n parts
+    pairs = member.T @ sums - torch.diag(member.T @ cubic(a.square().sum(1), a.shape[1]))
+    left = len(a) - member.sum(0)
+    within = (pairs.sum() - pairs.sum(0) - pairs.sum(1) + pairs.diag()) / (left * (left - 1))
+    across = kernel_means(a, b)
+    return within + kernel_means(b, b).mean() - 2 * (across.sum() - member.T @ across) / left
 
 
 @torch.no_grad()

@@ -49,6 +49,55 @@ def neighbours(samples: Tensor, real: Tensor, k: int = 3, rows: int = 512) -> Ne
     return Neighbours(inside / n, int(recalled.sum()) / m, balls / (k * n), int(covered.sum()) / m)
 
 
+@torch.no_grad()
+def neighbours_without(
+    samples: Tensor, real: Tensor, k: int, part_of: Tensor, parts: int, rows: int = 512
+) -> list[Neighbours]:
+    """`neighbours` of the samples without each of their parts in turn; part_of: n, the number of each sample's part.
+
+    Distances are computed once for all parts. ValueError as `neighbours`, for what stays.
+    """
+    check_features(samples, real)
+    left = len(samples) - torch.bincount(part_of, minlength=parts)
+    if not 1 <= k < min(int(left.min()), len(real)):
+        raise ValueError(f"k must be from 1 to below {int(left.min())} and {len(real)}, pictures that stay, got {k}")
+    samples, real = samples.cpu().double(), real.cpu().double()
+    real_radii, reach = radii(real, k, rows), radii_without(samples, k, part_of, parts, rows)
+    inside, balls = (torch.zeros(parts, dtype=torch.float64) for _ in range(2))
+    covers, recalled = (torch.zeros(parts, len(real), dtype=torch.bool) for _ in range(2))
+    for chunk, own, place in zip(samples.split(rows), reach.split(rows), part_of.split(rows), strict=True):
+        distances = squared_distances(chunk, real)
+        within = distances <= real_radii
+        for part in range(parts):
+            here = place == part
+            inside[part] += within[here].any(1).sum()
+            balls[part] += within[here].sum()
+            covers[part] |= within[here].any(0)
+            recalled[part] |= (distances <= own[:, part, None])[~here].any(0)
+    covered = covers.sum(0) - covers.long() > 0
+    return [
+        Neighbours(
+            float((inside.sum() - inside[part]) / left[part]),
+            float(recalled[part].double().mean()),
+            float((balls.sum() - balls[part]) / (k * left[part])),
+            float(covered[part].double().mean()),
+        )
+        for part in range(parts)
+    ]
+
+
+def radii_without(features: Tensor, k: int, part_of: Tensor, parts: int, rows: int) -> Tensor:
+    """Squared distance of each row to its k-th nearest other row outside of each part: n parts."""
+    found = []
+    for start in range(0, len(features), rows):
+        distances = squared_distances(features[start : start + rows], features)
+        place = torch.arange(len(distances))
+        distances[place, start + place] = torch.inf
+        outside = [distances.masked_fill(part_of == part, torch.inf).kthvalue(k).values for part in range(parts)]
+        found.append(torch.stack(outside, 1))
+    return torch.cat(found)
+
+
 def radii(features: Tensor, k: int, rows: int) -> Tensor:
     """Squared distance of each row to its k-th nearest other row."""
     found = []

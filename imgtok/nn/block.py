@@ -71,11 +71,11 @@ class ViTBlock(nn.Module):
         scales = [None if layer_scale is None else nn.Parameter(torch.full((width,), layer_scale)) for _ in range(2)]
         self.attention_scale, self.mlp_scale = scales
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         if self.norm == "after":
-            x = self.attention_norm(x + self.branch(self.attention(x), self.attention_scale))
+            x = self.attention_norm(x + self.branch(self.attention(x, mask=mask), self.attention_scale))
             return self.mlp_norm(x + self.branch(self.mlp(x), self.mlp_scale))
-        x = x + self.branch(self.attention(self.attention_norm(x)), self.attention_scale)
+        x = x + self.branch(self.attention(self.attention_norm(x), mask=mask), self.attention_scale)
         return x + self.branch(self.mlp(self.mlp_norm(x)), self.mlp_scale)
 
     def branch(self, outcome: Tensor, scale: Tensor | None) -> Tensor:

@@ -14,6 +14,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+MODE_LIMIT = 2 / (math.pi - 2)
+
 Velocity = Callable[[Tensor, float], Tensor]
 """Of x at one time: b ... -> b ..."""
 
@@ -32,6 +34,43 @@ def velocity_target(data: Tensor, noise: Tensor) -> Tensor:
 def logit_normal(normal: Tensor, mean: float = 0.0, std: float = 1.0) -> Tensor:
     """Times for training from standard normal variables, most often in the middle (arXiv:2403.03206 eq. 19)."""
     return torch.sigmoid(mean + std * normal)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FlowTimes:
+    """Of which times training learns the velocity how often (arXiv:2403.03206, section 3.1)."""
+
+    law: Literal["logit-normal", "mode"] = "logit-normal"
+    """The sigmoid of a normal variable; or 1 - u - scale (cos^2(pi u / 2) - 1 + u) of a uniform one."""
+    mean: float = 0.0
+    """Of the normal variable."""
+    std: float = 1.0
+    scale: float = 0.0
+    """For "mode": above 0 the middle is more often, below 0 the ends are; 0: all times alike."""
+    stratified: bool = False
+    """Each image of a batch draws from a part of its own of the law, all as likely: batches differ less."""
+
+    def __post_init__(self) -> None:
+        if self.std <= 0 or not -1 <= self.scale <= MODE_LIMIT:
+            raise ValueError(
+                f"std must be above 0 and scale -1 to {MODE_LIMIT:.3f}, beyond which times turn back, "
+                f"got {self.std} and {self.scale}"
+            )
+
+    def draw(self, count: int, generator: torch.Generator) -> Tensor:
+        """Times of `count` images: b in [0, 1], on the generator's device."""
+        draws = torch.rand(count, generator=generator, device=generator.device)
+        if self.stratified:
+            parts = torch.randperm(count, generator=generator, device=generator.device)
+            draws = (parts + draws) / count
+        return self.at(draws)
+
+    def at(self, share: Tensor) -> Tensor:
+        """The times that this share of all times lies below (the law's quantiles): b ... in [0, 1] -> b ..."""
+        if self.law == "logit-normal":
+            return logit_normal(torch.special.ndtri(share), self.mean, self.std)
+        u = 1 - share
+        return 1 - u - self.scale * ((math.pi / 2 * u).cos().square() - 1 + u)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -29,6 +29,11 @@ def padded_causal(visible: Tensor, length: int) -> Tensor:
     return (causal(length, visible.device) & columns[:, None, :] | diagonal)[:, None]
 
 
+def first_columns(lengths: Tensor, total: int) -> Tensor:
+    """b 1 1 total: every position of a row sees the first `lengths` (b) of `total` columns."""
+    return (torch.arange(total, device=lengths.device) < lengths[:, None])[:, None, None]
+
+
 def cached(positions: Tensor, visible: Tensor) -> Tensor:
     """For queries at `positions` (b w) over the columns of a cache, `visible` b l: b 1 w l.
 

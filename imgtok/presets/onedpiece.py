@@ -7,30 +7,32 @@ from dataclasses import replace
 from typing import Any
 
 from imgtok.backbones.query import QueryConfig
+from imgtok.nn.nested import NestedDropout
 from imgtok.preset import Preset, Weights
 from imgtok.presets import titok
 from imgtok.tokenizer import TokenizerConfig
 
 PAPER = "arXiv:2501.10064"
 CODE = "turingmotors/One-D-Piece (Apache-2.0)"
-NOTE = "decode from the first tokens with layout=SequenceLayout(number)"
+NOTE = "any number of the first tokens can be decoded"
+NESTED = NestedDropout(law="uniform", per="batch")
 
 convert_tokenizer = titok.convert_tokenizer  # the parameters are TiTok's
 
 
 def tokenizer_config(published: Mapping[str, Any]) -> TokenizerConfig:
     """TiTok's configuration under its published names, and in training a random number of tokens."""
-    return with_dropped_tail(titok.tokenizer_config(published))
+    return with_nested_dropout(titok.tokenizer_config(published))
 
 
-def with_dropped_tail(config: TokenizerConfig) -> TokenizerConfig:
+def with_nested_dropout(config: TokenizerConfig) -> TokenizerConfig:
     assert isinstance(config.backbone, QueryConfig)
-    return replace(config, backbone=replace(config.backbone, drop_tail=True))
+    return replace(config, backbone=replace(config.backbone, nested=NESTED))
 
 
 def preset(size: str, rfid: float) -> Preset[TokenizerConfig]:
     return Preset(
-        config=with_dropped_tail(titok.two_stage(size, 256)),
+        config=with_nested_dropout(titok.two_stage(size, 256)),
         convert=convert_tokenizer,
         paper=PAPER,
         code=CODE,

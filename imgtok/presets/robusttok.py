@@ -18,6 +18,7 @@ from imgtok.presets.taming import as_linear
 from imgtok.presets.var import BLENDS
 from imgtok.quantizers.factorized import BranchConfig, ProductConfig
 from imgtok.quantizers.residual import ResidualConfig
+from imgtok.quantizers.sign import SignConfig
 from imgtok.quantizers.vector import VectorConfig
 from imgtok.quantizers.views import ScalesConfig
 from imgtok.tokenizer import TokenizerConfig
@@ -66,7 +67,7 @@ def patch_grid(published: Mapping[str, Any]) -> tuple[int, int]:
 def tokenizer_config(published: Mapping[str, Any]) -> TokenizerConfig:
     """Our configuration for the hyper-parameters of the published `VQModel`, under their published names.
 
-    Codes are chosen by their direction; with one scale they are unit vectors, with several of any length.
+    Codes are chosen by their direction; with one scale they are unit vectors, with several of any length, or signs.
     """
     side, branches = math.isqrt(published["num_latent_tokens"]), published["product_quant"]
     if side**2 != published["num_latent_tokens"]:
@@ -93,11 +94,16 @@ def branch_config(published: Mapping[str, Any]) -> BranchConfig:
     size, dim = published["codebook_size"], published["codebook_dim"]
     if len(scales) == 1:
         return VectorConfig(codebook_size=size, codebook_dim=dim)
+    binary = published.get("binary", False)  # our name: the published code tells by its choice of class
+    if binary and size != 2**dim:
+        raise ValueError(f"{dim} signs are {2**dim} codes, but codebook_size is {size}; the two must agree")
+    codes = VectorConfig(codebook_size=size, codebook_dim=dim, l2_norm=False, distance="cosine")
     return ResidualConfig(
-        stage=VectorConfig(codebook_size=size, codebook_dim=dim, l2_norm=False, distance="cosine"),
+        stage=SignConfig(bits=dim, l2_norm=False) if binary else codes,
         view=ScalesConfig(scales=scales, blends=4, blend_ratio=0.5),
         dropout=0.1,
         least_stages=min(3, len(scales)),
+        unit=binary,
     )
 
 
@@ -106,7 +112,7 @@ def convert_tokenizer(state: State) -> State:
 
     Left out: the frozen network of the semantic loss, records of the codes' use, and layers that are never used.
     """
-    state = drop(state, r"semantic_model\..*|sem_linear\..*|.*\.lvl1LC|.*ema_vocab_hit_SV")
+    state = drop(state, r"semantic_model\..*|sem_linear\..*|.*\.lvl1LC|.*ema_vocab_hit_SV|.*\.scaler")
     rules = [
         *BLOCKS,
         (r"^(encoder|decoder)\.model\.norm\.", r"backbone.\1.vit.norm_out."),
@@ -173,7 +179,12 @@ def semantic_config(published: Mapping[str, Any]) -> ImageFeaturesConfig:
 def convert_semantic(state: State) -> State:
     """Its parameters, out of a published VQModel's."""
     prefix = "semantic_model."
-    state = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
+    return convert_timm({name.removeprefix(prefix): each for name, each in state.items() if name.startswith(prefix)})
+
+
+def convert_timm(published: State) -> State:
+    """Parameters of timm's vision transformers without a classifier, as those of `ImageFeatures`."""
+    state = dict(published)
     token, positions = class_and_grid(state.pop("cls_token"), state.pop("pos_embed"))
     rules = [
         *BLOCKS,
@@ -191,7 +202,9 @@ def published_sizes(codebook_size: int, **changes: Any) -> dict[str, Any]:
     return sizes | quantizer | {"product_quant": 1} | changes
 
 
-def preset(sizes: Mapping[str, Any], paper: str, repo: str, file: str, rfid: float) -> Preset[TokenizerConfig]:
+def preset(
+    sizes: Mapping[str, Any], paper: str, repo: str, file: str, rfid: float, note: str = ""
+) -> Preset[TokenizerConfig]:
     return Preset(
         config=tokenizer_config(sizes),
         convert=convert_tokenizer,
@@ -199,8 +212,12 @@ def preset(sizes: Mapping[str, Any], paper: str, repo: str, file: str, rfid: flo
         code=CODE,
         weights=Weights(repo=repo, file=file, licence=LICENCE),
         published={"rfid": rfid} if rfid else {},
-        note=f"{sizes['product_quant']} codes for each token" if sizes["product_quant"] > 1 else "",
+        note="; ".join(part for part in (several(sizes["product_quant"]), note) if part),
     )
+
+
+def several(count: int) -> str:
+    return f"{count} codes for each token" if count > 1 else ""
 
 
 FOLDED = {
@@ -210,11 +227,34 @@ FOLDED = {
     "product_quant": 2,
 }
 
+UNCHECKED = "codes are signs; sizes are those of the published configuration, the weights have not been tried"
+
 PRESETS = {
     "robusttok-f16": preset(published_sizes(4096), ROBUSTTOK, "qiuk6/RobustTok", "main-train.pt", 1.02),
     "robusttok-f16-post": preset(published_sizes(4096), ROBUSTTOK, "qiuk6/RobustTok", "post-train.pt", 0),
     "xqgan-f16-4096": preset(published_sizes(4096), XQGAN, "qiuk6/RobustTok", "XQGAN-4096.pt", 0.91),
-    "xqgan-f16-8192": preset(published_sizes(8192), XQGAN, "qiuk6/RobustTok", "XQGAN-8192.pt", 0.81),
+    "xqgan-f16-8192": preset(published_sizes(8192, codebook_dim=32), XQGAN, "qiuk6/RobustTok", "XQGAN-8192.pt", 0.81),
+    **{
+        f"xqgan-f16-vp2-{size}": preset(
+            published_sizes(size, codebook_dim=32, product_quant=2),
+            XQGAN,
+            "qiuk6/XQ-GAN",
+            f"vq-{size}/best_ckpt.pt",
+            rfid,
+        )
+        for size, rfid in ((4096, 0.90), (16384, 0.64))
+    },
+    **{
+        f"xqgan-f16-msb-{2**bits}": preset(
+            published_sizes(2**bits, **(FOLDED | {"codebook_dim": bits, "binary": True})),
+            XQGAN,
+            "qiuk6/XQ-GAN",
+            f"MSBR10P2-{2**bits}/best_ckpt.pt",
+            rfid,
+            UNCHECKED,
+        )
+        for bits, rfid in ((12, 0.86), (14, 0.78))
+    },
     **{
         f"imagefolder-{size}": preset(
             published_sizes(size, **FOLDED), IMAGEFOLDER, "qiuk6/XQ-GAN", f"MSVR10P2-{size}/best_ckpt.pt", rfid

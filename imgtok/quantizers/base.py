@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -19,6 +20,29 @@ class Quantized(NamedTuple):
     """int64 in [0, codebook_size): b ..., or b n, stage after stage, where several codes stand for a vector."""
     losses: dict[str, Tensor]
     """Scalars by name, unweighted; empty in evaluation mode."""
+
+
+class Codes(Protocol):
+    """A quantizer with one index for each vector, or that part of another which has."""
+
+    codebook_size: int
+
+    def codes(self, indices: Tensor) -> Tensor: ...
+
+    def nearest(self, latents: Tensor) -> Tensor: ...
+
+    def neighbours(self, latents: Tensor, count: int) -> Tensor:
+        """b ... d -> b ... count, the codes nearest to each vector, the nearest first; count up to `codebook_size`."""
+        ...
+
+
+Choice = Callable[[Codes, Tensor], Tensor]
+"""Which codes stand for vectors: b ... d -> b ..."""
+
+
+def nearest_codes(codes: Codes, latents: Tensor) -> Tensor:
+    """The choice that quantisation is."""
+    return codes.nearest(latents)
 
 
 class Quantizer(Protocol):
@@ -44,6 +68,10 @@ class Quantizer(Protocol):
 
     def nearest(self, latents: Tensor) -> Any:
         """b ... d -> the indices of the codes that represent each vector."""
+        ...
+
+    def choose(self, latents: Tensor, choice: Choice) -> Any:
+        """As `nearest`, but each code is the choice's. ValueError if tokens are no codes."""
         ...
 
     def entropy_loss(self, latents: Tensor) -> Tensor:

@@ -9,12 +9,13 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from imgtok.quantizers.base import Quantized, Upkeep
+from imgtok.quantizers.base import Choice, Quantized, Upkeep, nearest_codes
 from imgtok.quantizers.residual import ResidualConfig
+from imgtok.quantizers.sign import SignConfig
 from imgtok.quantizers.vector import VectorConfig
 from imgtok.tokens import TokenLayout
 
-BranchConfig = VectorConfig | ResidualConfig
+BranchConfig = VectorConfig | ResidualConfig | SignConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +86,11 @@ class ProductQuantizer(nn.Module):
 
     def nearest(self, latents: Tensor) -> Any:
         """b ... d -> b ... k, or a map for each of several stages."""
-        return each_map(stacked, [branch.nearest(part) for branch, part in self.paired(latents)])
+        return self.choose(latents, nearest_codes)
+
+    def choose(self, latents: Tensor, choice: Choice) -> Any:
+        """As `nearest`, branch after branch."""
+        return each_map(stacked, [branch.choose(part, choice) for branch, part in self.paired(latents)])
 
     def codes(self, indices: Any, stages: int | None = None) -> Tensor:
         """b ... k, or a map for each of several stages -> b ... d."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from imgtok.quantizers.base import Quantized, check_stages
+from imgtok.quantizers.base import Choice, Quantized, check_stages
 from imgtok.tokens import GridLayout, SequenceLayout, plain_layout
 
 LOG_VARIANCES = (-30.0, 20.0)  # beyond, exponentials would overflow
@@ -84,6 +84,9 @@ class Gaussian(nn.Module):
     def nearest(self, latents: Tensor) -> Tensor:
         """b ... 2d -> the means b ... d."""
         return self.moments(latents)[0]
+
+    def choose(self, latents: Tensor, choice: Choice) -> Tensor:
+        raise ValueError("continuous tokens are no codes, so none can be chosen in the place of another")
 
     def codes(self, indices: Tensor, stages: int | None = None) -> Tensor:
         """Tokens b ... d as they are; there is one stage."""

@@ -10,13 +10,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from imgtok.quantizers.base import Quantized, Upkeep, check_stages
+from imgtok.quantizers.base import Choice, Quantized, Upkeep, check_stages, nearest_codes
+from imgtok.quantizers.sign import SignConfig, SignQuantizer
 from imgtok.quantizers.usage import batch_perplexity, code_counts
 from imgtok.quantizers.vector import VectorConfig, VectorQuantizer
 from imgtok.quantizers.views import BandsConfig, ScalesConfig, StagesConfig, View, shrink
 from imgtok.tokens import ScaleLayout
 
-StageConfig = VectorConfig
+StageConfig = VectorConfig | SignConfig
 ViewConfig = ScalesConfig | BandsConfig | StagesConfig
 
 
@@ -32,6 +33,8 @@ class ResidualConfig:
     """In training, the decoder reads only the first stages of this share of the images, so that any number will do."""
     least_stages: int = 1
     """Stages that dropout always keeps."""
+    unit: bool = False
+    """Latents become unit vectors before the first stage, as of XQ-GAN's sign codes."""
 
     def __post_init__(self) -> None:
         if self.stage.l2_norm:
@@ -100,7 +103,7 @@ class ResidualQuantizer(nn.Module):
 
     def forward(self, latents: Tensor) -> Quantized:
         """b h w d -> Quantized, with indices b n and losses that are means over the stages."""
-        latents = latents.float()
+        latents = self.normalize(latents)
         steps = list(self.steps(latents))
         layout = self.layout_of(latents.shape[1], latents.shape[2])
         read = self.dropped([step.total for step in steps])
@@ -108,20 +111,26 @@ class ResidualQuantizer(nn.Module):
         indices = layout.flatten([step.indices for step in steps])
         return Quantized(latents + (read - latents).detach(), indices, losses)
 
-    def steps(self, latents: Tensor, indices: Sequence[Tensor] | None = None) -> Iterator[Step]:
-        """Stage by stage; with `indices`, maps b h_k w_k, these codes are taken in place of the nearest.
+    def steps(
+        self, latents: Tensor, indices: Sequence[Tensor] | None = None, choice: Choice = nearest_codes
+    ) -> Iterator[Step]:
+        """Stage by stage; with `indices`, maps b h_k w_k, these codes are taken in place of the choice's.
 
         The gradient of a rest is that of the latents, that of a total goes to codes and blends.
         """
-        latents = latents.float()
+        latents = self.normalize(latents)
         layout = self.layout_of(latents.shape[1], latents.shape[2])
         total = torch.zeros_like(latents)
         for stage in range(self.num_stages):
             rest = self.view.rest(latents, total.detach(), stage, layout)
             with torch.no_grad():
-                chosen = self.quantizer_of(stage).nearest(rest) if indices is None else indices[stage]
+                chosen = choice(self.quantizer_of(stage), rest) if indices is None else indices[stage]
             total = self.accumulate(total, chosen, stage, layout)
             yield Step(rest, chosen, total)
+
+    def normalize(self, latents: Tensor) -> Tensor:
+        """What the stages code: float32."""
+        return F.normalize(latents.float(), dim=-1) if self.config.unit else latents.float()
 
     def losses(self, latents: Tensor, totals: Sequence[Tensor]) -> dict[str, Tensor]:
         """Mean over stages of the distance between latents and the sum so far, once for either side.
@@ -159,26 +168,31 @@ class ResidualQuantizer(nn.Module):
 
     def nearest(self, latents: Tensor) -> tuple[Tensor, ...]:
         """b h w d -> a map b h_k w_k a stage."""
-        return tuple(step.indices for step in self.steps(latents))
+        return self.choose(latents, nearest_codes)
+
+    def choose(self, latents: Tensor, choice: Choice) -> tuple[Tensor, ...]:
+        """b h w d -> a map b h_k w_k a stage. Later stages code what the codes chosen before them left over."""
+        return tuple(step.indices for step in self.steps(latents, choice=choice))
 
     def codes(self, indices: Sequence[Tensor], stages: int | None = None) -> Tensor:
         """Maps b h_k w_k of all stages -> b h w d, the size of the last. `stages`: the sum of the first ones only."""
         if len(indices) != self.num_stages:
             raise ValueError(f"{len(indices)} maps of indices were given, but there are {self.num_stages} stages")
         layout = ScaleLayout(tuple((each.shape[1], each.shape[2]) for each in indices))
-        total = self.start(len(indices[0]), layout)
+        total = self.start(len(indices[0]), layout).to(indices[0].device)
         for stage in range(check_stages(stages, self.num_stages)):
             total = self.accumulate(total, indices[stage], stage, layout)
         return total
 
     def start(self, batch: int, layout: ScaleLayout) -> Tensor:
         """The sum of no stages: zeros b h w d."""
-        weight = next(self.stages.parameters())
-        return torch.zeros(batch, layout.height, layout.width, self.codebook_dim, device=weight.device)
+        weight = next(self.parameters(), None)
+        device = None if weight is None else weight.device  # signs have none
+        return torch.zeros(batch, layout.height, layout.width, self.codebook_dim, device=device)
 
     def nearest_after(self, latents: Tensor, total: Tensor, stage: int, layout: ScaleLayout) -> Tensor:
         """The codes b h_k w_k with which `stage` comes closest to latents b h w d, when `total` b h w d is coded."""
-        return self.quantizer_of(stage).nearest(self.view.rest(latents, total, stage, layout))
+        return self.quantizer_of(stage).nearest(self.view.rest(self.normalize(latents), total, stage, layout))
 
     def accumulate(self, latents: Tensor, indices: Tensor, stage: int, layout: ScaleLayout) -> Tensor:
         """Adds the codes of one stage, b h_k w_k, to the sum b h w d of those before it."""
@@ -190,7 +204,7 @@ class ResidualQuantizer(nn.Module):
 
     def inputs(self, indices: Tensor, layout: ScaleLayout) -> Tensor:
         """Indices b n -> what is `seen` before each stage but the first: b (n - n_0) d, for teacher forcing."""
-        total, maps = self.start(len(indices), layout), layout.unflatten(indices)
+        total, maps = self.start(len(indices), layout).to(indices.device), layout.unflatten(indices)
         seen = [total[:, :0].flatten(1, 2)]
         for stage in range(1, self.num_stages):
             total = self.accumulate(total, maps[stage - 1], stage - 1, layout)
@@ -204,11 +218,11 @@ class ResidualQuantizer(nn.Module):
         return torch.stack(losses).mean()
 
     @property
-    def codebooks(self) -> list[VectorQuantizer]:
+    def codebooks(self) -> list[VectorQuantizer | SignQuantizer]:
         """One for all stages or one for each."""
-        return [cast(VectorQuantizer, stage) for stage in self.stages]
+        return [cast(VectorQuantizer | SignQuantizer, stage) for stage in self.stages]
 
-    def quantizer_of(self, stage: int) -> VectorQuantizer:
+    def quantizer_of(self, stage: int) -> VectorQuantizer | SignQuantizer:
         return self.codebooks[0 if self.config.shared else stage]
 
     def by_codebook(self, maps: Sequence[Tensor]) -> list[Tensor]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from imgtok.quantizers.base import Quantized, check_stages
+from imgtok.quantizers.base import Choice, Quantized, check_stages
 from imgtok.tokens import GridLayout, SequenceLayout, plain_layout
 
 MARGIN = 1e-3  # how far outer levels reach beyond their centres, so that none lies at infinity
@@ -81,13 +81,39 @@ class ScalarQuantizer(nn.Module):
 
     def indices(self, rounded: Tensor) -> Tensor:
         """Integers b ... d around 0, in any type -> b ..."""
-        steps = [math.prod(self.config.levels[:i]) for i in range(self.codebook_dim)]
         digits = rounded.long() + self.halves(rounded).long()
-        return (digits * torch.tensor(steps, device=rounded.device)).sum(-1)
+        return (digits * torch.tensor(self.steps, device=rounded.device)).sum(-1)
+
+    @property
+    def steps(self) -> list[int]:
+        """By how much the index grows with a level of each number."""
+        return [math.prod(self.config.levels[:i]) for i in range(self.codebook_dim)]
 
     def nearest(self, latents: Tensor) -> Tensor:
         """b ... d -> b ..."""
         return self.indices(self.bound(latents).round())
+
+    def neighbours(self, latents: Tensor, count: int) -> Tensor:
+        """b ... d -> b ... count, the nearest first, of bounded latents and as the decoder reads codes.
+
+        Without looking at all codes: the best `count` of them begin as one of the best `count` do that have fewer
+        numbers, so it is enough to go on from these, number by number.
+        """
+        bounded = self.bound(latents)
+        found = torch.zeros(*bounded.shape[:-1], 1, dtype=torch.int64, device=bounded.device)
+        away = torch.zeros_like(found, dtype=torch.float32)
+        for number, (level, step) in enumerate(zip(self.config.levels, self.steps, strict=True)):
+            digits, half = torch.arange(level, device=bounded.device), level // 2
+            further = ((bounded[..., number, None] - (digits - half)) / half).square()
+            away = (away[..., :, None] + further[..., None, :]).flatten(-2)
+            found = (found[..., :, None] + digits * step).flatten(-2)
+            away, best = away.topk(min(count, away.shape[-1]), largest=False)
+            found = found.gather(-1, best)
+        return found
+
+    def choose(self, latents: Tensor, choice: Choice) -> Tensor:
+        """b ... d -> b ..."""
+        return choice(self, latents)
 
     def codes(self, indices: Tensor, stages: int | None = None) -> Tensor:
         """b ... -> b ... d; there is one stage."""

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from imgtok.quantizers.base import Quantized, check_stages
+from imgtok.quantizers.base import Choice, Quantized, check_stages
 from imgtok.quantizers.usage import batch_perplexity, code_counts, from_first_process, sum_over_processes
 from imgtok.tokens import GridLayout, SequenceLayout, plain_layout
 
@@ -109,6 +109,14 @@ class VectorQuantizer(nn.Module):
     def nearest(self, latents: Tensor) -> Tensor:
         """b ... d -> b ..., for latents as given or already normalised."""
         return self.distances(self.normalize(latents.float())).argmin(-1)
+
+    def neighbours(self, latents: Tensor, count: int) -> Tensor:
+        """b ... d -> b ... count, the nearest first."""
+        return self.distances(self.normalize(latents.float())).topk(count, largest=False).indices
+
+    def choose(self, latents: Tensor, choice: Choice) -> Tensor:
+        """b ... d -> b ..."""
+        return choice(self, latents)
 
     def distances(self, latents: Tensor) -> Tensor:
         """Squared distances of (normalised) latents to all codes: b ... d -> b ... v, float32; of unit vectors if

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from imgtok.backbones.flow import Flow, FlowConfig, Registers
 from imgtok.backbones.trunk import TrunkConfig
-from imgtok.backbones.vae import KLConfig
+from imgtok.backbones.vae import KLConfig, PixelsConfig
 from imgtok.nn.flow import FlowGuidance, FlowSolver
 
 TRUNK = TrunkConfig(width=32, depth=2, head_dim=8)
@@ -179,3 +179,34 @@ def test_hidden_weights_are_the_matrices_of_the_blocks(flow):
 def test_what_does_not_fit_is_refused(flow, call, message):
     with pytest.raises(ValueError, match=message):
         call(flow)
+
+
+@torch.no_grad()
+def test_what_patches_are_behind_a_block_depends_on_no_later_one(flow):
+    decoder, x, times = flow.decoder, noise(2, 4, 4, 6), torch.tensor([0.3, 0.8])
+    registers = decoder.registers(noise(2, 6, 32))
+    velocity, first = decoder.watched(x, times, registers, 0)
+    last = decoder.watched(x, times, registers, 1)[1]
+    assert torch.equal(velocity, decoder(x, times, registers))
+    assert first.shape == last.shape == (2, 32, 2, 3)
+    assert (first - last).abs().max() > 0.1
+    weight = decoder.blocks[1].inner.mlp.down.weight
+    kept = weight.clone()
+    weight.mul_(2)
+    assert torch.equal(decoder.watched(x, times, registers, 0)[1], first)
+    assert not torch.equal(decoder.watched(x, times, registers, 1)[1], last)
+    weight.copy_(kept)
+
+
+def test_pixels_stand_in_for_an_autoencoder_and_come_back():
+    config = PixelsConfig(side=2, scale=1.5, shift=0.25)
+    images, pixels = noise(2, 3, 8, 12), config.build()
+    maps = pixels.encode(images)
+    assert maps.shape == (2, config.latent_channels, 8 // config.reduction, 12 // config.reduction)
+    torch.testing.assert_close(pixels.decode(maps), images)
+    torch.testing.assert_close(maps.mean(), (images.mean() - 0.25) * 1.5)
+    assert not list(pixels.parameters()) and not pixels.state_dict()
+    model = replace(CONFIG, vae=config, patch_size=2, grid=(2, 3)).build().eval()
+    assert model.decode(model.encoder(model.maps(images))[..., :1].expand(-1, -1, 32), (8, 12)).shape == images.shape
+    with pytest.raises(ValueError, match="side must be at least 1 and scale above 0, got 0 and 1"):
+        PixelsConfig(side=0)

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from imgtok.backbones.cnn import CNNConfig
-from imgtok.backbones.query import CodeHeadConfig, PixelHeadConfig, QueryConfig
+from imgtok.backbones.query import CNNHeadConfig, CodeHeadConfig, PixelHeadConfig, QueryConfig
 from imgtok.backbones.vit import ImageFeaturesConfig, ViTConfig
+from imgtok.nn.nested import NestedDropout
 
 VIT = ViTConfig(width=16, depth=2, num_heads=2)
 CNN = CNNConfig(
@@ -29,7 +30,8 @@ CODES = replace(
     scrambled=True,
     head=CodeHeadConfig(codebook_size=7, cnn=CNN),
 )
-variants = pytest.mark.parametrize("config", [SEQUENCE, GRID, CODES], ids=["sequence", "grid", "codes"])
+MAPS = replace(SEQUENCE, head=CNNHeadConfig(cnn=CNN))
+variants = pytest.mark.parametrize("config", [SEQUENCE, GRID, CODES, MAPS], ids=["sequence", "grid", "codes", "maps"])
 
 
 def noise(*shape: int, seed: int = 0) -> Tensor:
@@ -140,7 +142,7 @@ def test_more_latents_than_positions_are_refused():
 @torch.no_grad()
 def test_in_training_a_random_number_of_first_latents_is_read():
     """All five lengths occur, about equally often: each count within 5 standard deviations."""
-    model, latents, draws = replace(SEQUENCE, drop_tail=True).build().eval(), noise(1, 5, 24), 400
+    model, latents, draws = replace(SEQUENCE, nested=NestedDropout()).build().eval(), noise(1, 5, 24), 400
     prefixes = torch.cat([model.decode(latents[:, :n]) for n in range(1, 6)])
     torch.manual_seed(0)
     model.train()
@@ -151,6 +153,29 @@ def test_in_training_a_random_number_of_first_latents_is_read():
     plain = SEQUENCE.build()
     plain.load_state_dict(model.state_dict())
     torch.testing.assert_close(plain.train().decode(latents), prefixes[4:])  # without the setting, all are read
+
+
+@pytest.mark.parametrize("config", [SEQUENCE, replace(SEQUENCE, code_class=True), CODES])
+def test_each_row_of_a_batch_is_decoded_from_its_own_first_latents_as_if_it_were_alone(config):
+    model, latents, lengths = config.build(), noise(4, 5, config.decoder_channels).requires_grad_(), [1, 3, 5, 2]
+    mixed = model.decoder.prefix_features(latents, (4, 4), torch.tensor(lengths))
+    alone = [model.decoder.patch_features(latents[i : i + 1, : lengths[i]], (4, 4)) for i in range(4)]
+    torch.testing.assert_close(mixed, torch.cat(alone))
+    (seen,) = torch.autograd.grad(mixed.square().sum(), latents)
+    assert (seen != 0).any(-1).sum(1).tolist() == lengths  # and only those are learned from
+
+
+@torch.no_grad()
+def test_images_of_a_training_batch_have_lengths_of_their_own():
+    """Of 40 images, each is decoded from one of its prefixes; all four lengths of the law occur, and no other."""
+    config = replace(SEQUENCE, nested=NestedDropout(law="powers", per="image"))
+    model, latents = config.build().eval(), noise(1, 5, 24).expand(40, -1, -1)
+    prefixes = torch.cat([model.decode(latents[:1, :n]) for n in range(1, 6)])
+    torch.manual_seed(0)
+    pictures = model.train().decode(latents)
+    distance = (pictures[:, None] - prefixes).abs().amax((2, 3, 4))
+    assert distance.amin(1).max() < 1e-4
+    assert (distance.argmin(1) + 1).unique().tolist() == [1, 2, 4, 5]
 
 
 @torch.no_grad()
@@ -184,10 +209,12 @@ def test_the_last_layer_is_the_one_that_makes_pixels(config):
 
 @variants
 def test_hidden_weights_are_those_of_the_blocks(config):
+    """And of the levels of a CNN that makes the pixels, but not of a frozen one behind codes."""
     model = config.build()
     hidden = {id(weight) for weight in model.hidden_weights()}
-    blocks = [weight for name, weight in model.named_parameters() if ".blocks." in name and "cnn" not in name]
-    assert hidden == {id(weight) for weight in blocks if weight.ndim == 2}
+    inner = [".vit.blocks.", *([".levels.", ".mid."] if config == MAPS else [])]
+    blocks = [weight for name, weight in model.named_parameters() if any(part in name for part in inner)]
+    assert hidden == {id(weight) for weight in blocks if weight.ndim >= 2}
 
 
 @pytest.mark.parametrize(
@@ -197,12 +224,26 @@ def test_hidden_weights_are_those_of_the_blocks(config):
         ({"latents": (0,)}, "latents must be"),
         ({"branches": 0}, "branches must be at least 1, got 0"),
         ({"latents": (2, 2), "scrambled": True}, "for latents in a sequence"),
-        ({"latents": (2, 2), "drop_tail": True}, "for latents in a sequence"),
+        ({"latents": (2, 2), "nested": NestedDropout()}, "for latents in a sequence"),
+        ({"nested": NestedDropout(least=9)}, "at least 9 tokens are to be kept, but an image has only 5"),
     ],
 )
 def test_what_cannot_be_is_refused(change, message):
     with pytest.raises(ValueError, match=message):
         replace(SEQUENCE, **change)
+
+
+def test_a_head_of_a_cnn_must_have_the_patches_size():
+    with pytest.raises(ValueError, match="the patches have 8 pixels a side, but the CNN's latents 4"):
+        replace(MAPS, patch_size=8).build()
+
+
+@torch.no_grad()
+def test_only_a_head_of_codes_has_logits_of_them():
+    model, latents = CODES.build().eval(), noise(2, 5, CODES.decoder_channels)
+    assert model.code_logits(latents, (8, 12)).shape == (2, 2, 3, 7)
+    with pytest.raises(ValueError, match="but this one is a PixelHead"):
+        SEQUENCE.build().code_logits(noise(2, 5, 24))
 
 
 def test_a_head_of_codes_must_have_the_patches_size():

@@ -1,6 +1,7 @@
 """Rectified flow: of Gaussian data the velocity is known, and so is what solvers, guidance and schedules must give."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 from imgtok.nn.flow import (
     FlowGuidance,
     FlowSolver,
+    FlowTimes,
     TimeEmbedding,
     logit_normal,
     noised,
@@ -137,6 +139,41 @@ def test_times_for_training_are_most_often_in_the_middle():
     share = float((times < 0.25).double().mean())  # P(normal < log(1/3))
     expected = 0.5 * (1 + math.erf(math.log(1 / 3) / math.sqrt(2)))
     assert abs(share - expected) < 5 * math.sqrt(expected * (1 - expected) / 100_000)
+
+
+LAWS = [FlowTimes(), FlowTimes(mean=-0.5, std=0.7), FlowTimes(law="mode"), FlowTimes(law="mode", scale=1.29)]
+
+
+@pytest.mark.parametrize("law", LAWS)
+@pytest.mark.parametrize("stratified", [False, True])
+def test_drawn_times_lie_below_the_quantiles_as_often_as_these_say(law, stratified):
+    """20,000 times: the share below each quantile within 5 standard deviations of it."""
+    times = replace(law, stratified=stratified).draw(20_000, torch.Generator().manual_seed(0))
+    assert ((times >= 0) & (times <= 1)).all()
+    for share in (0.1, 0.5, 0.8):
+        below = float((times < law.at(torch.tensor(share))).double().mean())
+        assert abs(below - share) < 5 * math.sqrt(share * (1 - share) / 20_000)
+
+
+def test_laws_of_times_are_the_published_ones():
+    shares = torch.linspace(0.01, 0.99, 50, dtype=torch.float64)
+    normal = torch.distributions.Normal(0.0, 1.0).icdf(shares)
+    torch.testing.assert_close(FlowTimes(mean=0.3, std=2.0).at(shares), logit_normal(normal, 0.3, 2.0))
+    torch.testing.assert_close(FlowTimes(law="mode").at(shares), shares)  # without a scale uniform
+    middle = FlowTimes(law="mode", scale=1.0).at(torch.tensor([0.0, 0.4, 0.6, 1.0], dtype=torch.float64))
+    assert middle[0] == pytest.approx(0) and middle[3] == pytest.approx(1)
+    assert middle[2] - middle[1] < 0.2  # the middle fifth of the draws lies closer together: it is learnt more often
+
+
+def test_stratified_times_are_spread_over_the_law():
+    times = FlowTimes(stratified=True).draw(16, torch.Generator().manual_seed(0)).sort().values
+    edges = FlowTimes().at(torch.arange(17) / 16)
+    assert ((times >= edges[:-1]) & (times <= edges[1:])).all()
+
+
+def test_times_that_would_turn_back_are_refused():
+    with pytest.raises(ValueError, match=r"scale -1 to 1\.752"):
+        FlowTimes(law="mode", scale=1.8)
 
 
 def test_waves_are_cosines_then_sines_of_falling_frequencies():

@@ -34,6 +34,13 @@ VARIANTS = {
     "other-grid": {"num_latent_tokens": 9, "scales": [3]},
     "folded": {"product_quant": 2, "num_latent_tokens": 9, "scales": [1, 1, 2, 3]},
     "scales": {"scales": [1, 2, 3, 4]},
+    "signs": {
+        "product_quant": 2,
+        "num_latent_tokens": 9,
+        "scales": [1, 1, 2, 3],
+        "codebook_size": 64,
+        "binary": True,
+    },
 }
 BLEND_OF_SCALE = (0, 1, 2, 3)  # of four scales and four blends
 
@@ -100,7 +107,11 @@ class Quantizer(nn.Module):
     def __init__(self, config: dict) -> None:
         super().__init__()
         self.scales, dim = config["scales"], config["codebook_dim"]
-        self.embedding = nn.Embedding(config["codebook_size"], dim)
+        self.binary = config.get("binary", False)
+        if self.binary:
+            self.register_buffer("scaler", torch.full((len(self.scales),), dim**-0.5))
+        else:
+            self.embedding = nn.Embedding(config["codebook_size"], dim)
         shape = (len(self.scales), config["codebook_size"]) if len(self.scales) > 1 else (config["codebook_size"],)
         self.register_buffer("ema_vocab_hit_SV", torch.zeros(shape))
         if len(self.scales) > 1:
@@ -109,7 +120,12 @@ class Quantizer(nn.Module):
 
     def indices_and_codes(self, latent: Tensor) -> tuple[Tensor, Tensor]:
         """b d h w -> indices b n, and what the decoder reads, b d h w."""
-        rows, unit = self.embedding.weight, F.normalize(self.embedding.weight, dim=-1)
+        if self.binary:
+            bits = torch.arange(64)[:, None] // 2 ** torch.arange(6) % 2
+            rows, latent = (2.0 * bits - 1) * self.scaler[0], F.normalize(latent, dim=1)
+        else:
+            rows = self.embedding.weight
+        unit = F.normalize(rows, dim=-1)
 
         def nearest(z: Tensor) -> Tensor:
             return (F.normalize(z, dim=1).permute(0, 2, 3, 1) @ unit.T).argmax(-1)
@@ -191,7 +207,8 @@ def test_ours_is_the_published_model(variant):
     images = pictures(2)
     latents = theirs.latents(images)
     for each, latent in zip(theirs.quantizers(), latents, strict=True):
-        each.embedding.weight[:8] = latent[0].flatten(1).T[:8]  # so that many codes are used
+        if not each.binary:
+            each.embedding.weight[:8] = latent[0].flatten(1).T[:8]  # so that many codes are used
     ours = build_from_state(tokenizer_config(config), convert_tokenizer(theirs.state_dict()), variant).eval()
     torch.testing.assert_close(
         ours.latents(images).permute(0, 3, 1, 2), torch.cat(latents, dim=1), atol=2e-5, rtol=1e-4
@@ -213,6 +230,28 @@ def test_the_semantic_model_of_a_checkpoint_is_ours():
     tokens = model.run(model.placed(model.patches(images)))
     torch.testing.assert_close(ours(images).whole, tokens[:, 0], atol=2e-5, rtol=1e-4)
     torch.testing.assert_close(ours(images).patches.flatten(1, 2), tokens[:, 1:], atol=2e-5, rtol=1e-4)
+
+
+def test_sizes_of_xqgan_are_those_of_its_configurations():
+    for name, size, dim, index_shape in (
+        ("xqgan-f16-4096", 4096, 64, ()),
+        ("xqgan-f16-8192", 8192, 32, ()),
+        ("xqgan-f16-vp2-16384", 16384, 32, (2,)),
+        ("xqgan-f16-msb-4096", 4096, 12, (2,)),
+        ("xqgan-f16-msb-16384", 16384, 14, (2,)),
+    ):
+        quantizer = PRESETS[name].config.quantizer
+        branches = index_shape[0] if index_shape else 1
+        assert (quantizer.codebook_size, quantizer.codebook_dim) == (size, branches * dim)
+        assert quantizer.index_shape == index_shape
+    assert PRESETS["xqgan-f16-vp2-4096"].config.layout.num_tokens == 256
+    assert PRESETS["xqgan-f16-msb-4096"].config.layout.num_tokens == 286
+    assert "have not been tried" in PRESETS["xqgan-f16-msb-4096"].note
+
+
+def test_signs_that_do_not_make_the_codebook_are_refused():
+    with pytest.raises(ValueError, match="5 signs are 32 codes, but codebook_size is 64"):
+        tokenizer_config(PLAIN | VARIANTS["signs"] | {"codebook_dim": 5})
 
 
 def test_a_number_of_latents_that_is_no_square_is_refused():

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 import imgtok
 from imgtok.hub import build_from_state
+from imgtok.nn.nested import NestedDropout
 from imgtok.presets import PRESETS, maskgit, onedpiece, titok
 from imgtok.tokens import SequenceLayout
 
@@ -260,7 +261,7 @@ def test_one_d_piece_decodes_the_first_tokens_as_if_there_were_no_others():
     indices = ours.encode(pictures(2, 8))[:, :3]
     codes = F.normalize(theirs.quantize["embedding"].weight, dim=-1)[indices]
     close(ours.decode(indices, SequenceLayout(3)), 2 * theirs.decode(codes).clamp(0, 1) - 1)
-    assert ours.config.backbone.drop_tail
+    assert ours.config.backbone.nested == NestedDropout(law="uniform", per="batch")
 
 
 def test_a_published_file_loads(monkeypatch, tmp_path):
