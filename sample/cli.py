@@ -17,6 +17,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     ),
     "train tokenizer": ("imgtok.sample.commands.train:tokenizer", "train a tokenizer on a folder of images"),
     "train generator": ("imgtok.sample.commands.train:generator", "train a generator on a tokenizer's tokens"),
+    "train posttrain": ("imgtok.sample.commands.train:posttrain", "train a decoder on what its generator draws"),
     "generate": ("imgtok.sample.commands.generate:generate", "draw images from a trained or published pair"),
     "edit": ("imgtok.sample.commands.edit:edit", "draw a part of a picture anew, or paint around it"),
     "reconstruct": ("imgtok.sample.commands.tokens:reconstruct", "images to tokens and back, with PSNR and SSIM"),
@@ -29,17 +30,19 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "token files beside JPEG, WebP and AVIF",
     ),
     "convert": ("imgtok.sample.commands.convert:convert", "a published weights file to our format"),
+    "export": ("imgtok.sample.commands.export:export", "the models of a run alone, in half precision"),
     "presets": ("imgtok.sample.commands.presets:presets", "list what can be loaded or trained by name"),
     "strategies": ("imgtok.sample.commands.strategies:strategies", "list the ways to draw, and what each guarantees"),
     "evaluate tokenizer": ("imgtok.sample.commands.evaluate:tokenizer", "score reconstructions, codes and tokens"),
     "evaluate generator": ("imgtok.sample.commands.evaluate:generator", "draw images and score them (FID and others)"),
     "evaluate images": ("imgtok.sample.commands.evaluate:images", "score images from anywhere beside a reference"),
+    "report": ("imgtok.sample.commands.report:report", "draw runs and evaluations as one HTML page"),
     "bench sample": ("imgtok.sample.commands.bench:sample", "speed of sampling beside transformers"),
     "bench tokenizer": ("imgtok.sample.commands.bench:tokenizer", "speed of encoding and decoding beside diffusers"),
 }
 
 # These get their words as they are: which options there are depends on the recipe.
-TAKE_WORDS = ("train tokenizer", "train generator")
+TAKE_WORDS = ("train tokenizer", "train generator", "train posttrain")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

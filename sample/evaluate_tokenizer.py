@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from itertools import product
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,8 +27,7 @@ from imgtok.metrics.language import (
 )
 from imgtok.metrics.perceptual import PerceptualDistance
 from imgtok.metrics.tokens import CodeCounts, entropy_bits
-from imgtok.quantizers.perturb import Draws, draw, perturb
-from imgtok.quantizers.vector import VectorQuantizer
+from imgtok.quantizers.perturb import Dice, Draws, draw, perturbed
 from imgtok.sample.evaluate import Average, Collector, FeatureSet, Measures, Rounding, Score, compare, pictures, rounded
 from imgtok.tokenizer import Tokenizer, size_of
 
@@ -65,16 +64,17 @@ def evaluate_tokenizer(
     rounding: Rounding = "round",
     perceptual: dict[str, PerceptualDistance] | None = None,
     batch_size: int = 16,
+    originals: FeatureSet | None = None,
     on_progress: OnProgress | None = None,
 ) -> tuple[TokenizerScores, FeatureSet]:
     """Reconstructs every picture (centre-cropped to the tokenizer's size) and compares both sets.
 
     The Fréchet distance of reconstructions is called rFID, or `r` and the name of what stands in for it. Returns the
-    features of the originals too, for what else is to be compared with them.
+    features of the originals too, for what else is to be compared with them; `originals`: these, if they are known.
     """
     layout, quantizer, size = tokenizer.config.layout, tokenizer.quantizer, tokenizer.config.image_size
     device = tokenizer.from_codes.weight.device
-    originals, results = Collector(extractor), Collector(extractor)
+    seen, results = Collector(extractor), Collector(extractor)
     distances = {"PSNR": psnr, "SSIM": ssim, "SSIM-gaussian11": lambda x, y: ssim(x, y, "gaussian11")}
     averages = {name: Average() for name in (*distances, *(perceptual or {}))}
     tokens, counts = list[Tensor](), None
@@ -82,7 +82,8 @@ def evaluate_tokenizer(
         images = images.to(device)
         indices = tokenizer.encode(images)
         decoded = rounded(tokenizer.decode(indices, layout, size=size_of(images)), rounding)
-        originals.add(images)
+        if originals is None:
+            seen.add(images)
         results.add(decoded)
         for name, distance in (distances | (perceptual or {})).items():
             averages[name].add(distance(decoded, images))
@@ -94,7 +95,7 @@ def evaluate_tokenizer(
             on_progress(len(images))
     if counts is None:
         raise ValueError("not one of the pictures can be read; the log has the reasons")
-    truth = originals.collected()
+    truth = seen.collected() if originals is None else originals
     scores = compare(results.collected(), truth, extractor, measures, prefix="r")
     scores |= {name: average.score() for name, average in averages.items()}
     first = torch.cat(tokens).flatten(2)[..., 0] if tokens[0].ndim > 2 else torch.cat(tokens)
@@ -151,11 +152,11 @@ def perturbed_neighbours(codebook_size: int) -> tuple[int, ...]:
 
 
 def perturbation_grid(tokenizer: Tokenizer) -> list[tuple[float, int]]:
-    """Rates and numbers of neighbours of pFID, 15 pairs. ValueError for a tokenizer without one codebook of its own."""
-    quantizer = tokenizer.quantizer
-    if not isinstance(quantizer, VectorQuantizer):
-        raise ValueError("pFID swaps the codes of one codebook for their neighbours; this tokenizer has another kind")
-    return list(product(PERTURBED_RATES, perturbed_neighbours(quantizer.codebook_size)))
+    """Rates and numbers of neighbours of pFID, 15 pairs. ValueError for a tokenizer whose tokens are no codes."""
+    size = tokenizer.quantizer.codebook_size
+    if not size:
+        raise ValueError("pFID swaps codes for their neighbours, but this tokenizer's tokens are continuous")
+    return list(product(PERTURBED_RATES, perturbed_neighbours(size)))
 
 
 @torch.no_grad()
@@ -174,23 +175,37 @@ def perturbed_distances(
 
     One for each rate and number of neighbours of the published grid; pFID is their mean. Every picture is perturbed;
     its draws depend on the seed, the place in the grid and its number alone. ValueError as `perturbation_grid`.
+    Published with one codebook; where several codes stand for a vector, each of them is swapped alike.
     """
     cells, size = perturbation_grid(tokenizer), tokenizer.config.image_size
-    quantizer = cast(VectorQuantizer, tokenizer.quantizer)
-    collectors = [Collector(extractor, moments_only=True) for _ in cells]
-    # One sequence of draws a cell, picture after picture: batches do not matter. (CPU seeds have 32 bits.)
-    dice = [torch.Generator().manual_seed((seed * len(cells) + place) % 2**32) for place in range(len(cells))]
+    collectors, done = [Collector(extractor, moments_only=True) for _ in cells], 0
     device = tokenizer.from_codes.weight.device
     for images in pictures(source, size, batch_size):
         latents = tokenizer.latents(images.to(device))
-        for (rate, number), collector, generator in zip(cells, collectors, dice, strict=True):
-            draws = [draw(latents.shape[1:-1], number, generator) for _ in images]
-            chance, rank = (torch.stack(each).to(device) for each in zip(*draws, strict=True))
-            perturbed = perturb(quantizer, latents, Draws(chance, rank), rate=rate, neighbours=number).latents
-            collector.add(rounded(tokenizer.decode_latents(perturbed, size_of(images)), rounding))
+        for place, ((rate, number), collector) in enumerate(zip(cells, collectors, strict=True)):
+            dice = dice_of_pictures(seed * len(cells) + place, range(done, done + len(images)))
+            read = perturbed(tokenizer.quantizer, latents, dice, rate=rate, neighbours=number).latents
+            collector.add(rounded(tokenizer.decode_latents(read, size_of(images)), rounding))
             if on_progress is not None:
                 on_progress(len(images))
+        done += len(images)
     return [
-        {"rate": rate, "neighbours": number, "distance": frechet_distance(collector.moments, originals.moments)}
+        {
+            "rate": rate,
+            "neighbours": number,
+            "distance": frechet_distance(collector.collected().moments, originals.moments),
+        }
         for (rate, number), collector in zip(cells, collectors, strict=True)
     ]
+
+
+def dice_of_pictures(seed: int, numbers: Iterable[int]) -> Dice:
+    """Draws that each picture has for itself, by its number: batches do not matter."""
+    # CPU seeds have 32 bits: below a million pictures, none has another's draws.
+    dice = [torch.Generator().manual_seed((seed * 2**20 + number) % 2**32) for number in numbers]
+
+    def roll(shape: tuple[int, ...], neighbours: int) -> Draws:
+        draws = [draw(shape[1:], neighbours, generator) for generator in dice]
+        return Draws(*(torch.stack(each) for each in zip(*draws, strict=True)))
+
+    return roll

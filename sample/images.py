@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from imgtok.generators.cache import KVCache
+from imgtok.generators.condition import LabelCondition
 from imgtok.generators.generator import Generator
 from imgtok.generators.hub import AnyGenerator
 from imgtok.generators.masked import MaskedGenerator
@@ -89,7 +90,7 @@ class SamplerConfig:
     """Of masked generators alone."""
     num_tokens: int | None = None
     """Draw and decode only the first tokens of a sequence, this many; None: all. Of next-token generators alone, for
-    tokenizers whose first tokens matter most."""
+    tokenizers whose first tokens matter most. A generator that is told a length is told this one."""
     batch_size: int = 16
     """Images drawn together; changes none of them."""
     compile: bool = False
@@ -198,6 +199,7 @@ def draw_batches(
     if total < 1:
         raise ValueError("there are no conditions to draw images of; give at least one")
     check_length(generator, config)
+    condition = told_length(generator, condition, config.num_tokens)
     loop: TokenLoop | StageLoop | MaskedLoop
     if isinstance(generator, NextScaleGenerator):
         loop = StageLoop(generator, quantizer, config)
@@ -328,6 +330,14 @@ def check_length(generator: AnyGenerator, config: SamplerConfig) -> None:
         raise ValueError("only next-token generators of a sequence can stop early: leave num_tokens out")
     if not 1 <= config.num_tokens <= generator.num_tokens:
         raise ValueError(f"num_tokens must be between 1 and {generator.num_tokens}, got {config.num_tokens}")
+
+
+def told_length(generator: AnyGenerator, condition: Any, num_tokens: int | None) -> Any:
+    """The condition with the number of tokens that will be drawn, for generators that are told it."""
+    if not isinstance(generator, Generator) or not isinstance(generator.condition, LabelCondition):
+        return condition
+    lengths = torch.full((count(condition),), num_tokens or generator.num_tokens, device=condition.device)
+    return generator.condition.with_lengths(condition, lengths)
 
 
 def check_plain(config: SamplerConfig) -> None:

@@ -7,7 +7,8 @@ from typing import Literal
 
 from imgtok.quantizers.vector import VectorConfig
 from imgtok.tokenizer import TokenizerConfig
-from imgtok.train.discriminators import PatchGANConfig
+from imgtok.train.discriminators import FrozenFeaturesConfig, PatchGANConfig
+from imgtok.train.semantic import SemanticConfig
 
 __all__ = ["VectorConfig"]  # named in field types, which JSON reading resolves here
 
@@ -30,6 +31,8 @@ class OptimizerConfig:
     """Steps of linear rise from 0."""
     final_share: float = 0.05
     """Last learning rate of the cosine as a share of the highest."""
+    start: int = 0
+    """Step from which warm-up and schedule count, for a discriminator that begins late."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,8 +97,8 @@ class TokenDataConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TokenizerLossConfig:
-    """Weights of the named losses; 0 leaves one out."""
+class PictureLossConfig:
+    """Weights of the named losses of pictures beside their originals; 0 leaves one out."""
 
     l1: float = 0.0
     l2: float = 1.0
@@ -103,20 +106,20 @@ class TokenizerLossConfig:
     perceptual_network: Literal["none", "lpips-vgg", "lpips-alex", "efficientnet-lite0", "vgg-hed"] = "none"
     perceptual_weights: str | None = None
     """A file of the network's weights, instead of the torch hub cache or the installed package."""
-    commitment: float = 0.25
-    codebook: float = 1.0
-    kl: float = 1e-6
-    """Of the distance of continuous tokens from a standard normal distribution."""
-    blend: float = 1.0
-    """Of the convolutions that smooth the codes of a residual quantizer, where its codes are running means."""
-    entropy: float = 0.0
     adversarial: float = 0.0
     adversarial_start: int = 0
     """First step of the discriminator and of the adversarial loss."""
     adversarial_loss: Literal["hinge", "non-saturating"] = "hinge"
     adaptive: bool = True
     """Scale the adversarial loss so that its gradient at the last layer equals that of the reconstruction losses."""
-    discriminator: PatchGANConfig = field(default_factory=PatchGANConfig)
+    lecam: float = 0.0
+    """Of LeCam regularisation in the discriminator's loss, for few pictures (arXiv:2104.03310)."""
+    lecam_form: Literal["paper", "released"] = "paper"
+    """The paper's squares, or those of its released code, which RobusTok took over: of one sign only."""
+    lecam_decay: float = 0.999
+    """Of the running means of logits that LeCam compares with."""
+    discriminator: PatchGANConfig | FrozenFeaturesConfig = field(default_factory=PatchGANConfig)
+    """PatchGAN, or heads on the features of a frozen network."""
 
     def __post_init__(self) -> None:
         if (self.perceptual > 0) != (self.perceptual_network != "none"):
@@ -124,6 +127,71 @@ class TokenizerLossConfig:
                 f"perceptual weight {self.perceptual} and perceptual_network {self.perceptual_network!r} contradict "
                 "each other; set both or neither"
             )
+        if not 0 <= self.lecam_decay < 1:
+            raise ValueError(f"lecam_decay must be at least 0 and below 1, got {self.lecam_decay}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizerLossConfig(PictureLossConfig):
+    """And of what keeps latents and codes together."""
+
+    commitment: float = 0.25
+    codebook: float = 1.0
+    kl: float = 1e-6
+    """Of the distance of continuous tokens from a standard normal distribution."""
+    blend: float = 1.0
+    """Of the convolutions that smooth the codes of a residual quantizer, where its codes are running means."""
+    entropy: float = 0.0
+    semantic: float = 0.0
+    """Of the contrast between a picture's mean code and what a frozen teacher sees in it (arXiv:2503.08354)."""
+    semantics: SemanticConfig = field(default_factory=SemanticConfig)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if (self.semantic > 0) != (self.semantics.teacher != "none"):
+            raise ValueError(
+                f"semantic weight {self.semantic} and semantics.teacher {self.semantics.teacher!r} contradict each "
+                "other; set both or neither"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PerturbConfig:
+    """Codes swapped in training, so that the decoder survives a generator's mistakes (RobusTok, arXiv:2503.08354).
+
+    Losses of the codebook, and what keeps it alive, see clean codes. Off unless `share` is above 0.
+    """
+
+    share: float = 0.0
+    """Share of the images of a batch whose codes are swapped (beta); the paper's is 0.1."""
+    rate: float = 1.0
+    """Probability that a code of theirs is (alpha)."""
+    neighbours: int = 0
+    """Among how many of the codes nearest to the latent it is drawn (delta); 0: the paper's 100 for each 4096 codes."""
+    hold: float = 0.2
+    """Share of the steps after which rate and neighbours begin to fall."""
+    until: float = 0.6
+    """Share of the steps after which they have fallen to `final`; the paper's 200 epochs fall from 40 to 120."""
+    final: float = 0.5
+    """Last rate and neighbours, as a share of the first; 1: they never fall."""
+
+    def __post_init__(self) -> None:
+        shares = {name: getattr(self, name) for name in ("share", "rate", "final")}
+        for name, value in shares.items():
+            if not 0 <= value <= 1:
+                raise ValueError(f"perturb.{name} must lie between 0 and 1, got {value}")
+        if not 0 <= self.hold <= self.until <= 1:
+            raise ValueError(
+                f"perturb.hold and perturb.until must rise between 0 and 1, got {self.hold} and {self.until}"
+            )
+        if self.neighbours < 0:
+            raise ValueError(
+                f"perturb.neighbours must be 0 (in proportion to the codes) or more, got {self.neighbours}"
+            )
+
+    def neighbours_of(self, codebook_size: int) -> int:
+        """At first."""
+        return self.neighbours or max(2, round(codebook_size * 100 / 4096))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,5 +200,6 @@ class TokenizerTraining:
     loop: LoopConfig
     data: ImageDataConfig = ImageDataConfig()
     loss: TokenizerLossConfig = TokenizerLossConfig()
+    perturb: PerturbConfig = PerturbConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     discriminator_optimizer: OptimizerConfig = OptimizerConfig()

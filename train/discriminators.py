@@ -1,14 +1,32 @@
-"""Discriminators: pictures to a map of logits, high for real ones."""
+"""Discriminators: pictures to logits, high for real ones."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
 
+import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrizations import spectral_norm
+
+from imgtok.train.augment import AugmentConfig, augmented, chances, fitted
+from imgtok.train.levels import Levels, levels_of
 
 Norm = Literal["batch", "group", "none"]
+
+
+class Discriminator(Protocol):
+    """A module; what is random in it is drawn from `generator`."""
+
+    @property
+    def companions(self) -> tuple[nn.Module, ...]:
+        """Frozen networks to bring to the device; never saved."""
+        ...
+
+    def hidden_weights(self) -> list[nn.Parameter]: ...
+
+    def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,11 +69,15 @@ class PatchGAN(nn.Module):
         )
         self.apply(initialize)
 
+    @property
+    def companions(self) -> tuple[nn.Module, ...]:
+        return ()
+
     def hidden_weights(self) -> list[nn.Parameter]:
         """Of all convolutions but the first and the last."""
         return [p for layer in self.layers[1:-1] for p in layer.parameters() if p.ndim >= 2]
 
-    def forward(self, images: Tensor) -> Tensor:  # b 3 h w -> b 1 h' w'
+    def forward(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:  # b 3 h w -> b 1 h' w'
         """Logits of the patches, h' = h // 2 ** num_layers - 2, of pictures in [-1, 1]; ValueError if too small."""
         if min(images.shape[-2:]) < self.minimum_size:
             size, least = tuple(images.shape[-2:]), self.minimum_size
@@ -86,3 +108,103 @@ def initialize(module: nn.Module) -> None:
         return
     if module.bias is not None:
         nn.init.zeros_(module.bias)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrozenFeaturesConfig:
+    """Heads on a frozen network's features: the discriminator of RobusTok, ImageFolder and VAR ("dinodisc")."""
+
+    network: Literal["dino-s", "efficientnet-lite0"] = "dino-s"
+    """DINO's ViT-S/16 needs its weights. efficientnet-lite0, a classifier in an installed package, stands in for it
+    where these are missing."""
+    weights: str | None = None
+    """A file of the network's weights, instead of timm or the installed package."""
+    size: int = 224
+    """Side in pixels of what the network sees: a crop, half of the time, or the picture resized. A multiple of 16."""
+    kernel: int = 9
+    """Tokens in a row that the middle convolution of a head sees; odd."""
+    virtual_batch: int = 8
+    """Pictures that share the statistics of batch normalisation."""
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+
+    def __post_init__(self) -> None:
+        if self.size < 16 or self.size % 16:
+            raise ValueError(f"discriminator.size must be a multiple of 16, got {self.size}")
+        if self.kernel < 1 or self.kernel % 2 == 0:
+            raise ValueError(f"discriminator.kernel must be odd and at least 1, got {self.kernel}")
+        if self.virtual_batch < 1:
+            raise ValueError(f"discriminator.virtual_batch must be at least 1, got {self.virtual_batch}")
+
+    def build(self) -> FrozenDiscriminator:
+        """Errors as those of `imgtok.train.levels`."""
+        return FrozenDiscriminator(levels_of(self.network, self.weights), self)
+
+
+class FrozenDiscriminator(nn.Module):
+    """Heads on the features of a frozen network at several depths, whose pictures are augmented (arXiv:2301.09515).
+
+    The frozen network is no part of its parameters: neither trained nor saved.
+    """
+
+    def __init__(self, levels: Levels, config: FrozenFeaturesConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.companions = (levels,)
+        self.heads = nn.ModuleList(head(width, config) for width in levels.widths)
+
+    def hidden_weights(self) -> list[nn.Parameter]:
+        """None: spectral normalisation has its own idea of how long they are."""
+        return []
+
+    def forward(self, images: Tensor, generator: torch.Generator) -> Tensor:  # b 3 h w -> b n
+        """Logits of all tokens of all depths of pictures in [-1, 1], of any size."""
+        images = augmented(images, self.config.augment, chances(len(images), generator))
+        (levels,) = self.companions
+        features = levels(fitted(images, self.config.size, generator))
+        return torch.cat([each(x)[:, 0] for each, x in zip(self.heads, features, strict=True)], dim=1)
+
+
+def head(width: int, config: FrozenFeaturesConfig) -> nn.Sequential:
+    """b c n -> b 1 n: by itself, with its neighbours in the row, which is a ring, and by itself again."""
+    return nn.Sequential(
+        convolution(width, 1, config.virtual_batch),
+        Residual(convolution(width, config.kernel, config.virtual_batch)),
+        spectral_norm(nn.Conv1d(width, 1, 1)),
+    )
+
+
+def convolution(width: int, kernel: int, virtual_batch: int) -> nn.Sequential:
+    layer = nn.Conv1d(width, width, kernel, padding=kernel // 2, padding_mode="circular")
+    return nn.Sequential(spectral_norm(layer), VirtualBatchNorm(width, virtual_batch), nn.LeakyReLU(0.2))
+
+
+class Residual(nn.Module):
+    """(x + f(x)) / sqrt(2), which keeps the variance where the two are independent."""
+
+    def __init__(self, branch: nn.Module) -> None:
+        super().__init__()
+        self.branch = branch
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x + self.branch(x)) / math.sqrt(2)
+
+
+class VirtualBatchNorm(nn.Module):
+    """Batch normalisation b c n -> b c n, by the statistics of `size` rows at most, in evaluation mode too.
+
+    So it does not depend on how large a batch is, nor on how many processes share it. Rows are cut evenly.
+    """
+
+    def __init__(self, width: int, size: int, eps: float = 1e-6) -> None:
+        super().__init__()
+        self.size, self.eps = size, eps
+        self.weight, self.bias = nn.Parameter(torch.ones(width)), nn.Parameter(torch.zeros(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        parts = x.float().tensor_split(math.ceil(len(x) / self.size))
+        normal = torch.cat([self.normalize(part) for part in parts])
+        return normal * self.weight[:, None] + self.bias[:, None]
+
+    def normalize(self, x: Tensor) -> Tensor:
+        variance, mean = torch.var_mean(x, dim=(0, 2), correction=0, keepdim=True)
+        return (x - mean) / torch.sqrt(variance + self.eps)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from imgtok.generators.condition import Label, LabelConditionConfig
+from imgtok.generators.condition import Label, LabelConditionConfig, length_label
 from imgtok.generators.generator import GeneratorConfig
 from imgtok.generators.masked import MaskedConfig
 from imgtok.generators.next_scale import NextScaleConfig
+from imgtok.nn.nested import NestedDropout
 from imgtok.tokenizer import TokenizerConfig
 from imgtok.tokens import GridLayout, ScaleLayout, SequenceLayout
 from imgtok.train.config import LoopConfig, OptimizerConfig, TokenDataConfig
@@ -42,13 +43,31 @@ class TransformerSizes(GeneratorSizes):
     embedding_std: float = 0.02
     """Spread of the embeddings when training begins."""
     dropout: float = 0.1
+    prefix: NestedDropout | None = None
+    """Learn from the first tokens of each image alone, of a number that is drawn by this; None: from all. For
+    tokenizers whose first tokens matter most."""
+    tell_length: bool = False
+    """Condition on how many tokens there will be, by a label "length"."""
+    drop_length: float = 0.0
+    """Probability of dropping it alone."""
+
+    def __post_init__(self) -> None:
+        if self.tell_length and self.prefix is None:
+            raise ValueError("tell_length tells how many tokens are learnt from: give a prefix, or leave it out")
 
     def config(self, tokenizer: TokenizerConfig, labels: tuple[Label, ...]) -> GeneratorConfig:
         check_one_index(tokenizer)
+        layout = one_map(tokenizer)
+        if self.prefix is not None and not isinstance(layout, SequenceLayout):
+            raise ValueError("prefix is for tokens in a sequence, but this tokenizer has them on a grid; leave it out")
+        condition = self.condition(labels)
+        if self.tell_length:
+            told = length_label(layout.num_tokens, self.drop_length)
+            condition = replace(condition, labels=(*condition.labels, told))
         return GeneratorConfig(
-            layout=one_map(tokenizer),
+            layout=layout,
             codebook_size=tokenizer.quantizer.codebook_size,
-            condition=self.condition(labels),
+            condition=condition,
             width=self.width,
             depth=self.depth,
             num_heads=self.num_heads,

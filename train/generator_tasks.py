@@ -14,7 +14,8 @@ from imgtok.data.transforms import to_uint8
 from imgtok.generators.generator import GeneratorConfig
 from imgtok.generators.masked import MaskedConfig
 from imgtok.generators.next_scale import NextScaleConfig
-from imgtok.quantizers.perturb import Draws, draw, perturb
+from imgtok.nn.nested import NestedDropout
+from imgtok.quantizers.perturb import Draws, draw, swap
 from imgtok.quantizers.residual import ResidualQuantizer
 from imgtok.sample.guidance import Guidance
 from imgtok.sample.images import SamplerConfig, generate
@@ -90,6 +91,30 @@ class GeneratorTask(nn.Module):
         config = SamplerConfig(law=Law(temperature=0.9, top_k=100), guidance=Guidance(scale=3.0), batch_size=24)
         images = torch.cat(list(generate(model, tokenizer, labels, config)))
         return grid(to_uint8(images).cpu(), columns=8)
+
+
+class PrefixTask(GeneratorTask):
+    """The same from the first tokens of each image alone, so many as nested dropout keeps; it may be told how many.
+
+    What comes after them is not learnt. It is not seen either, as tokens only see those before them.
+    """
+
+    def __init__(self, prefix: NestedDropout, *args: Any) -> None:
+        super().__init__(*args)
+        self.prefix = prefix
+
+    def forward(self, batch: TokenBatch, step: int, generator: torch.Generator) -> Output:
+        kept = self.prefix.draw(*batch.tokens.shape)
+        longest = int(kept.max())
+        kept, tokens = kept.to(batch.tokens.device), batch.tokens[:, :longest]
+        labels = self.model.condition.drop(self.model.condition.with_lengths(batch.labels, kept), generator)
+        losses = prefix_cross_entropy(self.logits(self.model, tokens, labels), tokens, kept)
+        return Output({"cross_entropy": losses.sum() / kept.sum()}, {})
+
+    def score(self, model: Any, tokens: Tensor, labels: Tensor) -> Tensor:
+        """Of all tokens."""
+        whole = torch.full_like(tokens[:, 0], tokens.shape[1])
+        return super().score(model, tokens, model.condition.with_lengths(labels, whole))
 
 
 class MaskedTask(GeneratorTask):
@@ -184,10 +209,16 @@ def with_mistakes(
         rest = quantizer.view.rest(latents, total, stage, layout)
         draws = draw((len(tokens), *size), config.neighbours, generator)
         draws = Draws((draws.chance / strength).to(rest.device), draws.rank.to(rest.device))
-        chosen = perturb(quantizer.quantizer_of(stage), rest, draws, rate=config.share, neighbours=config.neighbours)
+        chosen = swap(quantizer.quantizer_of(stage), rest, draws, rate=config.share, neighbours=config.neighbours)
         right.append(chosen.clean.flatten(1))
         total = quantizer.accumulate(total, chosen.indices, stage, layout)
     return torch.cat(seen, dim=1), torch.cat(right, dim=1)
+
+
+def prefix_cross_entropy(logits: Tensor, tokens: Tensor, kept: Tensor) -> Tensor:
+    """Of each row's first `kept` (b) tokens alone, summed: logits b n v and tokens b n -> b, in float32."""
+    losses = F.cross_entropy(logits.float().transpose(1, 2), tokens, reduction="none")
+    return (losses * (torch.arange(tokens.shape[1], device=kept.device) < kept[:, None])).sum(1)
 
 
 def cross_entropy(logits: Tensor, tokens: Tensor) -> Tensor:

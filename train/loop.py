@@ -24,6 +24,7 @@ from imgtok import config as configs
 from imgtok.data import save_png
 from imgtok.hub import write_model
 from imgtok.train import checkpoint
+from imgtok.train.best import Best
 from imgtok.train.config import LoopConfig, OptimizerConfig
 from imgtok.train.ema import Ema
 from imgtok.train.log import RunLog
@@ -45,9 +46,10 @@ class Diverged(ValueError):
 @dataclass
 class Outcome:
     model: Any
-    """The averaged weights (or the last ones, without averaging), in evaluation mode."""
+    """The averaged weights (or the last ones, without averaging), in evaluation mode; the best ones if `fit` keeps
+    them."""
     metrics: dict[str, float]
-    """Of the last evaluation."""
+    """Of the last evaluation, or of the best."""
     seconds: float
     """Training time of this process since it started or resumed, evaluation included."""
     rows_per_second: float
@@ -99,8 +101,15 @@ def optimizers_of(module: Any, config: OptimizerConfig) -> list[torch.optim.Opti
 class Run:
     """The state of a training run, and how it is saved."""
 
-    def __init__(self, task: Any, optimizers: tuple[OptimizerConfig, ...], loop: LoopConfig, accelerator: Accelerator):
-        self.task, self.loop, self.accelerator = task, loop, accelerator
+    def __init__(
+        self,
+        task: Any,
+        optimizers: tuple[OptimizerConfig, ...],
+        loop: LoopConfig,
+        accelerator: Accelerator,
+        best: Best | None = None,
+    ):
+        self.task, self.loop, self.accelerator, self.best = task, loop, accelerator, best
         for network in task.companions:
             network.to(accelerator.device)
         self.main = Player(task, optimizers[0], accelerator)
@@ -120,13 +129,20 @@ class Run:
         """The model to evaluate and save."""
         return self.ema.model if self.ema else self.task.model
 
+    def done(self) -> bool:
+        """After the last step, or when the best evaluation was long ago."""
+        if self.step == self.loop.steps or self.best is None:
+            return self.step == self.loop.steps
+        return bool(self.agree(torch.tensor(self.best.exhausted, device=self.accelerator.device)))
+
     def state(self) -> dict[str, Any]:
-        return {
+        state = {
             "step": self.step,
             "modules": [player.bare.state_dict() for player in self.players],
             "optimizers": [player.state() for player in self.players],
             "ema": self.ema.state_dict() if self.ema else None,
         }
+        return state if self.best is None else state | {"best": self.best.state()}
 
     def restore(self, state: dict[str, Any]) -> None:
         for player, module, optimizer in zip(self.players, state["modules"], state["optimizers"], strict=True):
@@ -134,6 +150,8 @@ class Run:
             player.restore(optimizer)
         if self.ema:
             self.ema.load_state_dict(state["ema"])
+        if self.best:
+            self.best.restore(state["best"])
         self.step = state["step"]
 
     def train_step(self, items: Iterator[Any]) -> dict[str, Tensor]:
@@ -163,7 +181,7 @@ class Run:
         if self.adversary is not None and self.adversary_active:
             with self.synchronised(self.adversary, last):
                 with self.autocast():
-                    against = self.adversary.module(output.kept)
+                    against = self.adversary.module(output.kept, generator)
                 self.backward(against)
             losses |= against
         losses = {"loss": sum(output.losses.values())} | losses
@@ -209,13 +227,17 @@ def fit(
     *,
     accelerator: Accelerator,
     name: str = "training",
+    best: Best | None = None,
 ) -> Outcome:
     """Trains `task` to the end of `loop.steps`, from the last checkpoint in `out` if there is one.
+
+    With `best`, the model before the first step is evaluated too, the run stops when its patience ends, and the model
+    of the best evaluation is saved.
 
     Writes log.jsonl, checkpoints/, previews/ and at the end config.json + model.safetensors of the averaged model to
     `out`. Raises Diverged at a non-finite loss, Stopped after Ctrl-C or SIGTERM; both say where to go on from.
     """
-    run = Run(task, optimizers, loop, accelerator)
+    run = Run(task, optimizers, loop, accelerator, best)
     checkpoints = out / "checkpoints"
     saved = checkpoint.latest(checkpoints)
     if saved is not None:
@@ -226,9 +248,12 @@ def fit(
     metrics: dict[str, float] = {}
     items = iterate(batches, run.step * loop.accumulate, loop.workers)
     meter = Meter(loop.batch_size, run.step)
+    if best and saved is None:
+        metrics = evaluate(run, log, out)
     task.train()
+    finished = run.done()
     with stop_signals() as asked:
-        while run.step < loop.steps:
+        while not finished:
             numbers = run.train_step(items)
             log.bar.update()
             done = run.step == loop.steps
@@ -237,12 +262,13 @@ def fit(
                 log.report(row(run, numbers, meter))
             if done or (loop.evaluate_every and run.step % loop.evaluate_every == 0):
                 metrics = evaluate(run, log, out)
+                finished = run.done()
                 task.train()
                 meter.restart(run.step)
             stop = should_stop(run, asked)
-            if stop or done or run.step % loop.checkpoint_every == 0:
+            if stop or finished or run.step % loop.checkpoint_every == 0:
                 save(run, checkpoints, name)
-            if stop and not done:
+            if stop and not finished:
                 log.close()
                 raise Stopped(
                     f"{name} stopped after step {run.step}; the same command with --resume goes on from {out}"
@@ -250,6 +276,10 @@ def fit(
     seconds = time.monotonic() - started
     if not metrics:  # resumed after its last step
         metrics = evaluate(run, log, out)
+    if best:
+        best.give(run.result)
+        metrics = best.metrics or metrics
+        logger.info("%s: the best evaluation was that after step %d", name, best.step)
     if accelerator.is_main_process:
         write_model(run.result, out)
     log.close()
@@ -290,6 +320,8 @@ def evaluate(run: Run, log: RunLog, out: Path) -> dict[str, float]:
     model.eval()
     metrics = run.task.evaluate(model)
     log.report({"step": run.step} | metrics)
+    if run.best:
+        run.best.see(run.step, metrics, model)
     picture = run.task.preview(model)
     if picture is not None:
         save_png(out / "previews" / f"step-{run.step:08d}.png", picture)

@@ -1,6 +1,7 @@
 """Losses of tokenizer training: pure functions of pictures or logits to float32 scalars, unweighted."""
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -56,11 +57,55 @@ def lecam_regulariser(real_logits: Tensor, fake_logits: Tensor, ema_real: Tensor
 
     LeCam regularisation (arXiv:2104.03310), added to the discriminator's loss. `ema_real` and `ema_fake` are scalars,
     the moving averages of the mean logits over past steps, kept by the caller; no gradient reaches them. This is the
-    paper's formula; its published code sets real - ema_fake and ema_real - fake to zero where they are negative.
+    paper's formula; `lecam_released` is that of its published code.
     """
     real_term = (real_logits.float() - ema_fake.detach().float()).square().mean()
     fake_term = (fake_logits.float() - ema_real.detach().float()).square().mean()
     return real_term + fake_term
+
+
+def lecam_released(real_logits: Tensor, fake_logits: Tensor, ema_real: Tensor, ema_fake: Tensor) -> Tensor:
+    """As `lecam_regulariser`, but real - ema_fake and ema_real - fake count only where they are positive.
+
+    So LeCam's published code has it, and those who took it over (RobusTok, arXiv:2509.12474): only logits that are on
+    their own side of the other's average are drawn there.
+    """
+    real_term = F.relu(real_logits.float() - ema_fake.detach().float()).square().mean()
+    fake_term = F.relu(ema_real.detach().float() - fake_logits.float()).square().mean()
+    return real_term + fake_term
+
+
+def contrastive(codes: Tensor, features: Tensor, scale: float = 1.0, normalize: bool = False) -> Tensor:
+    """Symmetric cross-entropy of telling which row of one belongs to which of the other (CLIP, arXiv:2103.00020).
+
+    b d twice, row by row of the same pictures; with several processes, of the pictures of all. `scale` multiplies the
+    products. `normalize`: of unit vectors, as CLIP has it; RobusTok's are as long as they are. At most log b if rows
+    are alike. Raises ValueError for shapes that differ.
+    """
+    if codes.shape != features.shape:
+        raise ValueError(f"codes {tuple(codes.shape)} and features {tuple(features.shape)} differ in shape")
+    codes, features = codes.float(), features.float()
+    if normalize:
+        codes, features = F.normalize(codes, dim=-1), F.normalize(features, dim=-1)
+    with torch.autocast(codes.device.type, enabled=False):  # which would multiply in half precision
+        logits = scale * over_processes(codes) @ over_processes(features).T
+    own = torch.arange(len(logits), device=logits.device)
+    return (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
+
+
+def over_processes(rows: Tensor) -> Tensor:
+    """b d of each process -> all rows, those of the first process first.
+
+    Gradients reach a process' own rows alone, as many times as there are processes: averaged over processes, as data
+    parallelism does it, they are those of the whole batch.
+    """
+    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+        return rows
+    count = dist.get_world_size()
+    parts = [torch.empty_like(rows) for _ in range(count)]
+    dist.all_gather(parts, rows.detach().contiguous())
+    parts[dist.get_rank()] = rows + (count - 1) * (rows - rows.detach())
+    return torch.cat(parts)
 
 
 def gradient_norm(loss: Tensor, parameter: Tensor) -> Tensor:  # a scalar without a graph of its own

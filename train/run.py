@@ -20,10 +20,13 @@ from imgtok.tokencache import labels_of as labelled
 from imgtok.tokenizer import Tokenizer
 from imgtok.train.config import LoopConfig, OptimizerConfig, TokenDataConfig, TokenizerTraining
 from imgtok.train.data import ImageBatches, Share, TokenBatches
-from imgtok.train.generator_config import GeneratorTraining, MaskedSizes, NextScaleSizes
-from imgtok.train.generator_tasks import GeneratorTask, MaskedTask, NextScaleTask
+from imgtok.train.flow import FlowTask, FlowTraining
+from imgtok.train.generator_config import GeneratorTraining, MaskedSizes, NextScaleSizes, TransformerSizes
+from imgtok.train.generator_tasks import GeneratorTask, MaskedTask, NextScaleTask, PrefixTask
 from imgtok.train.loop import Outcome, fit, prepare_folder
+from imgtok.train.proxy import DecoderTask, DecoderTraining, ProxyTask, ProxyTraining, check_source
 from imgtok.train.randomness import derived_seed
+from imgtok.train.recipes import AnyTokenizerTraining
 from imgtok.train.tasks import TokenizerTask
 
 logger = logging.getLogger(__name__)
@@ -40,7 +43,7 @@ class Parts(NamedTuple):
 
 
 def train_tokenizer(
-    config: TokenizerTraining, out: str | Path, *, resume: bool = False, device: str = "auto"
+    config: AnyTokenizerTraining, out: str | Path, *, resume: bool = False, device: str = "auto"
 ) -> Outcome:
     """Trains a tokenizer on images; `imgtok.load(out)` reads the result. Raises as `fit` and `prepare_folder` do."""
     out, accelerator = Path(out), accelerator_for(device)
@@ -73,14 +76,34 @@ def train_generator(
     return fit(*parts[:4], out, accelerator=accelerator, name="generator")
 
 
-def tokenizer_parts(config: TokenizerTraining, accelerator: Accelerator) -> Parts:
+def tokenizer_parts(config: AnyTokenizerTraining, accelerator: Accelerator) -> Parts:
+    size = image_size_of(config)
     training = load_images(config.data.source, "train", val_share=config.data.val_share)
     validation = optional_images(config.data.source, config.data.val_share)
     logger.info("tokenizer: %d training pictures, %d for validation", len(training), len(validation or ()))
-    batches = ImageBatches(training, config.tokenizer.image_size, config.data, config.loop, share_of(accelerator))
+    batches = ImageBatches(training, size, config.data, config.loop, share_of(accelerator))
     torch.manual_seed(derived_seed(config.loop.seed, "weights"))
-    optimizers = (config.optimizer, config.discriminator_optimizer)
-    return Parts(TokenizerTask(config, validation), batches, optimizers, config.loop, accelerator)
+    optimizers: tuple[OptimizerConfig, ...] = (config.optimizer,)
+    if isinstance(config, (TokenizerTraining, DecoderTraining)):
+        optimizers = (config.optimizer, config.discriminator_optimizer)
+    return Parts(tokenizer_task(config, validation), batches, optimizers, config.loop, accelerator)
+
+
+def image_size_of(config: AnyTokenizerTraining) -> int:
+    if isinstance(config, DecoderTraining):
+        return hub.load_config(check_source(config)).image_size
+    return config.tokenizer.image_size
+
+
+def tokenizer_task(config: AnyTokenizerTraining, validation: ImageSource | None) -> TokenizerTask | FlowTask:
+    """What a tokenizer learns by."""
+    if isinstance(config, FlowTraining):
+        return FlowTask(config, validation)
+    if isinstance(config, ProxyTraining):
+        return ProxyTask(config, hub.load(check_source(config)), validation)
+    if isinstance(config, DecoderTraining):
+        return DecoderTask(config, hub.load(check_source(config)), validation)
+    return TokenizerTask(config, validation)
 
 
 def generator_parts(config: GeneratorTraining, out: Path, accelerator: Accelerator) -> Parts:
@@ -104,6 +127,8 @@ def generator_task(
         return NextScaleTask(model, validation, tokenizer, mistakes=config.model.mistakes)
     if isinstance(config.model, MaskedSizes):
         return MaskedTask(model, config.model, validation, tokenizer)
+    if isinstance(config.model, TransformerSizes) and config.model.prefix is not None:
+        return PrefixTask(config.model.prefix, model, validation, tokenizer)
     return GeneratorTask(model, validation, tokenizer)
 
 

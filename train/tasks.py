@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -13,19 +14,25 @@ from imgtok.data.transforms import to_float, to_uint8
 from imgtok.metrics.image import psnr
 from imgtok.metrics.perceptual import perceptual_distance
 from imgtok.metrics.tokens import code_usage, perplexity
+from imgtok.quantizers.base import Quantized
+from imgtok.quantizers.perturb import draw, perturbed
 from imgtok.tokencache import readable
 from imgtok.tokenizer import Tokenizer
-from imgtok.train.config import TokenizerLossConfig, TokenizerTraining
+from imgtok.train.config import PictureLossConfig, TokenizerTraining
 from imgtok.train.data import ImageBatch
 from imgtok.train.losses import (
     adaptive_weight,
     hinge_discriminator,
     hinge_generator,
+    lecam_regulariser,
+    lecam_released,
     non_saturating_discriminator,
     non_saturating_generator,
     reconstruction_l1,
     reconstruction_l2,
 )
+from imgtok.train.schedules import perturbation_share
+from imgtok.train.semantic import SemanticLoss, clean_codes
 
 
 class Output(NamedTuple):
@@ -46,7 +53,7 @@ class Adversary(Protocol):
 
     def active(self, step: int) -> bool: ...
 
-    def __call__(self, kept: tuple[Tensor, ...]) -> dict[str, Tensor]: ...
+    def __call__(self, kept: tuple[Tensor, ...], generator: torch.Generator) -> dict[str, Tensor]: ...
 
 
 class Task(Protocol):
@@ -86,47 +93,47 @@ class TokenizerTask(nn.Module):
         self.config = config
         self.model = config.tokenizer.build().to(memory_format=torch.channels_last)  # quicker, on CPUs too
         self.upkeep = self.model.quantizer.upkeep()
-        perceptual = perceptual_distance(config.loss.perceptual_network, config.loss.perceptual_weights)
-        self.companions: tuple[nn.Module, ...] = () if perceptual is None else (perceptual,)
-        # Kept in a tuple, so that it is no submodule: it has its own optimiser and its own wrapper.
-        self._adversary = (PatchAdversary(config.loss),) if config.loss.adversarial > 0 else ()
+        self.pictures = PictureLosses(config.loss)
+        self.semantic = SemanticLoss(config.loss.semantics, config.tokenizer) if config.loss.semantic > 0 else None
+        self.companions = self.pictures.companions + (self.semantic.companions if self.semantic else ())
         self.validation = None if validation is None else validation_images(validation, config.tokenizer.image_size)
 
     @property
-    def adversary(self) -> PatchAdversary | None:
-        return self._adversary[0] if self._adversary else None
+    def adversary(self) -> PictureAdversary | None:
+        return self.pictures.adversary
 
     def hidden_weights(self) -> list[nn.Parameter]:
         return self.model.backbone.hidden_weights()
 
     def forward(self, batch: ImageBatch, step: int, generator: torch.Generator) -> Output:
         images, config = batch.images, self.config.loss
-        result = self.model(images)
+        perturbation = self.perturbation(step, generator)
+        result = self.model(images, perturbation)
         output = result.images.float()
-        losses = {
-            "l1": config.l1 * reconstruction_l1(output, images),
-            "l2": config.l2 * reconstruction_l2(output, images),
-        }
-        for network in self.companions:
-            losses["perceptual"] = config.perceptual * network(output, images).mean()
-        if self.adversary is not None and self.adversary.active(step):
-            losses["adversarial"] = config.adversarial * self.fooling(output, sum(losses.values(), torch.zeros(())))
+        losses = self.pictures(output, images, step, self.model.backbone.last_layer, generator)
         if config.entropy > 0:  # a softmax over all codes: not for nothing
             losses["entropy"] = config.entropy * self.model.quantizer.entropy_loss(result.latents)
+        if self.semantic is not None:
+            codes = result.quantized.latents
+            if perturbation is not None and config.semantics.codes == "clean":
+                codes = clean_codes(self.model, result.latents, codes)
+            losses["semantic"] = config.semantic * self.semantic(images, codes, self.model.to_codes)
         for name, loss in result.quantized.losses.items():
             losses[name] = getattr(config, name) * loss
         used = {name: loss for name, loss in losses.items() if getattr(config, name) > 0}
         return Output(used, {}, (images, output.detach(), result.latents.detach(), result.quantized.indices))
 
-    def fooling(self, output: Tensor, reconstruction: Tensor) -> Tensor:
-        """The generator's side of the adversarial loss, balanced against the reconstruction losses."""
-        assert self.adversary is not None
-        self.adversary.network.requires_grad_(False)
-        loss = self.adversary.fooling(output)
-        self.adversary.network.requires_grad_(True)
-        if not self.config.loss.adaptive:
-            return loss
-        return loss * adaptive_weight(reconstruction, loss, self.model.backbone.last_layer)
+    def perturbation(self, step: int, generator: torch.Generator) -> Callable[[Tensor], Quantized] | None:
+        """What quantises at this step in place of the quantizer; None: it does itself."""
+        config, quantizer = self.config.perturb, self.model.quantizer
+        if not config.share:
+            return None
+        strength = perturbation_share(config, step, self.config.loop.steps)
+        rate, neighbours = strength * config.rate, int(strength * config.neighbours_of(quantizer.codebook_size))
+        if not rate or neighbours < 2:
+            return None
+        dice = partial(draw, generator=generator)
+        return partial(perturbed, quantizer, dice=dice, rate=rate, neighbours=neighbours, share=config.share)
 
     def observe(self, output: Output, generator: torch.Generator) -> dict[str, Tensor]:
         _, _, latents, indices = output.kept
@@ -158,13 +165,75 @@ class TokenizerTask(nn.Module):
         return pairs(originals, to_uint8(model.reconstruct(to_float(originals).to(device))).cpu())
 
 
-class PatchAdversary(nn.Module):
-    """A PatchGAN discriminator (arXiv:1611.07004) and its loss."""
+class PictureLosses:
+    """Losses of pictures beside their originals, with the networks that they need.
 
-    def __init__(self, config: TokenizerLossConfig) -> None:
+    No module, so that these networks are no part of the task: the adversary has its own optimiser and its own wrapper.
+    """
+
+    def __init__(self, config: PictureLossConfig) -> None:
+        self.config = config
+        perceptual = perceptual_distance(config.perceptual_network, config.perceptual_weights)
+        self.perceptual: tuple[nn.Module, ...] = () if perceptual is None else (perceptual,)
+        self.adversary = PictureAdversary(config) if config.adversarial > 0 else None
+
+    @property
+    def companions(self) -> tuple[nn.Module, ...]:
+        """All frozen networks."""
+        return self.perceptual + (self.adversary.network.companions if self.adversary else ())
+
+    def __call__(
+        self, output: Tensor, images: Tensor, step: int, last_layer: nn.Parameter, generator: torch.Generator
+    ) -> dict[str, Tensor]:
+        """Weighted scalars by name, of output and images b 3 h w; `last_layer` of the decoder that made the output.
+
+        What the adversary draws comes from `generator`.
+        """
+        losses = self.distances(output, images)
+        if self.adversary is not None and self.adversary.active(step):
+            distance = sum(losses.values(), torch.zeros(()))
+            fooling = self.fooling(self.adversary, output, distance, last_layer, generator)
+            losses["adversarial"] = self.config.adversarial * fooling
+        return losses
+
+    def distances(self, output: Tensor, images: Tensor) -> dict[str, Tensor]:
+        """Those that need no adversary."""
+        losses = {
+            "l1": self.config.l1 * reconstruction_l1(output, images),
+            "l2": self.config.l2 * reconstruction_l2(output, images),
+        }
+        for network in self.perceptual:
+            losses["perceptual"] = self.config.perceptual * network(output, images).mean()
+        return losses
+
+    def fooling(
+        self,
+        adversary: PictureAdversary,
+        output: Tensor,
+        distance: Tensor,
+        last_layer: nn.Parameter,
+        generator: torch.Generator,
+    ) -> Tensor:
+        """The generator's side of the adversarial loss, balanced against the others."""
+        adversary.network.requires_grad_(False)
+        loss = adversary.fooling(output, generator)
+        adversary.network.requires_grad_(True)
+        return loss * adaptive_weight(distance, loss, last_layer) if self.config.adaptive else loss
+
+
+class PictureAdversary(nn.Module):
+    """A discriminator and its losses; with LeCam, the running means of its logits, which checkpoints hold too."""
+
+    mean_real: Tensor
+    mean_fake: Tensor
+
+    def __init__(self, config: PictureLossConfig) -> None:
         super().__init__()
         self.config = config
-        self.network = config.discriminator.build()
+        self.network: Any = config.discriminator.build()
+        if config.lecam > 0:
+            self.register_buffer("mean_real", torch.zeros(()))
+            self.register_buffer("mean_fake", torch.zeros(()))
 
     def hidden_weights(self) -> list[nn.Parameter]:
         return self.network.hidden_weights()
@@ -172,14 +241,21 @@ class PatchAdversary(nn.Module):
     def active(self, step: int) -> bool:
         return step >= self.config.adversarial_start
 
-    def forward(self, kept: tuple[Tensor, ...]) -> dict[str, Tensor]:
-        real, fake = self.network(kept[0]).float(), self.network(kept[1]).float()
-        if self.config.adversarial_loss == "hinge":
-            return {"discriminator": hinge_discriminator(real, fake)}
-        return {"discriminator": non_saturating_discriminator(real, fake)}
+    def forward(self, kept: tuple[Tensor, ...], generator: torch.Generator) -> dict[str, Tensor]:
+        real, fake = (self.network(images, generator).float() for images in kept[:2])
+        hinge = self.config.adversarial_loss == "hinge"
+        loss = hinge_discriminator(real, fake) if hinge else non_saturating_discriminator(real, fake)
+        return {"discriminator": loss} | ({"lecam": self.lecam(real, fake)} if self.config.lecam > 0 else {})
 
-    def fooling(self, images: Tensor) -> Tensor:
-        logits = self.network(images).float()
+    def lecam(self, real: Tensor, fake: Tensor) -> Tensor:
+        """Weighted. The running means, from 0 on, have seen these logits already, as in RobusTok's code."""
+        for mean, logits in ((self.mean_real, real), (self.mean_fake, fake)):
+            mean.lerp_(logits.detach().mean(), 1 - self.config.lecam_decay)
+        form = lecam_regulariser if self.config.lecam_form == "paper" else lecam_released
+        return self.config.lecam * form(real, fake, self.mean_real.clone(), self.mean_fake.clone())
+
+    def fooling(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        logits = self.network(images, generator).float()
         return hinge_generator(logits) if self.config.adversarial_loss == "hinge" else non_saturating_generator(logits)
 
 

@@ -3,22 +3,37 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
+import torch
 import tyro
 from torch import Tensor
 
 from imgtok import tokenfile
 from imgtok.compression import Compressor
+from imgtok.config import read_json
 from imgtok.data import center_crop, read_picture, save_png, to_float
 from imgtok.flexible import Quality
+from imgtok.generators.condition import LabelConditionConfig
+from imgtok.generators.hub import CONFIGS
+from imgtok.generators.presets import PRESETS
+from imgtok.hub import CONFIG_FILE
 from imgtok.metrics.image import psnr, ssim
 from imgtok.metrics.perceptual import perceptual_distance
 from imgtok.sample.commands.common import Device, Flag, check_positive, find_device, load_tokenizer, set_threads
+from imgtok.sample.commands.generate import chosen_labels, load_pair, tokenizer_of
+from imgtok.sample.entropy_model import EntropyModel
 from imgtok.tokenfile import Coding, TokenFile
 
 Metric = Literal["psnr", "ssim", "lpips-vgg", "lpips-alex", "efficientnet-lite0"]
 SMALLEST = 7  # pixels a side that SSIM needs
+
+
+class Coder(NamedTuple):
+    """What --model names: a tokenizer, and if it is a generator's, its law of the tokens."""
+
+    compressor: Compressor
+    predictor: EntropyModel | None
 
 
 def compress(
@@ -32,7 +47,10 @@ def compress(
     most_bytes: Annotated[int | None, tyro.conf.arg(name="bytes")] = None,
     coding: Coding = "auto",
     size: int | None = None,
+    tokenizer: str | None = None,
+    label: tyro.conf.UseAppendAction[tuple[str, ...]] = (),
     weights: Path | None = None,
+    tokenizer_weights: Path | None = None,
     overwrite: Flag = False,
     device: Device = "auto",
     threads: int | None = None,
@@ -44,16 +62,21 @@ def compress(
 
     Args:
         image: A picture file.
-        model: Tokenizer: a folder that training or `imgtok convert` wrote, or a preset.
+        model: Tokenizer: a folder that training or `imgtok convert` wrote, or a preset. Or a next-token or next-scale
+            generator that is told labels, whose law of the tokens makes the file smaller.
         out: File to write, such as picture.imtk.
         tokens: Only this many of the first tokens.
         quality: As few of the first tokens as reach this: at least so much PSNR or SSIM, at most so much distance.
         metric: What --quality is in: psnr (dB), ssim, or a perceptual distance.
         most_bytes: As many of the first tokens as fit into a file of this many bytes.
         coding: packed: each token in the same number of bits, may be cut at its end; coded: under a histogram (needs
-            the package constriction), for large pictures; auto: the smaller of both.
+            the package constriction, as predicted does), for large pictures; predicted: under the generator's law, to
+            be read on a machine that computes as this one; auto: the smallest of those that can be written.
         size: Scale the short side to this and crop to a square first; None: as it is.
+        tokenizer: The generator's tokenizer, folder or preset; None: the one that belongs to it.
+        label: For a generator: NAME=VALUE, as in --label style=noto, if the class of the picture is known.
         weights: The preset's published file, instead of a download.
+        tokenizer_weights: The same of --tokenizer.
         overwrite: Replace --out if it is there.
         device: auto: CUDA if there is one, else the CPU.
         threads: CPU threads; None: torch's choice.
@@ -69,17 +92,52 @@ def compress(
     check_positive("size", SMALLEST if size is None else size, SMALLEST)
     check_new_file(out, image, overwrite)
     picture = read_picture(image) if size is None else center_crop(read_picture(image), size)
-    compressor = Compressor(load_tokenizer(model, weights, find_device(device)))
+    compressor, predictor = load_coder(model, weights, tokenizer, tokenizer_weights, label, find_device(device))
     if quality is not None:
         sign, measure = quality_of(metric)
         file = compressor.encode_to_quality(picture, sign * quality, measure)
     elif most_bytes is not None:
-        file = compressor.encode_to_bytes(picture, most_bytes, coding)
+        file = compressor.encode_to_bytes(picture, most_bytes, coding, predictor)
     else:
         file = compressor.encode(picture)
         file = file if tokens is None else compressor.shortened(file, tokens)
-    written = tokenfile.save(file, out, coding)
+    written = tokenfile.save(file, out, coding, predictor)
     print(f"{out}: {summary(picture, compressor.decode(file), file, written)}")
+
+
+def load_coder(
+    model: str,
+    weights: Path | None,
+    tokenizer: str | None,
+    tokenizer_weights: Path | None,
+    label: tuple[str, ...],
+    device: torch.device,
+) -> Coder:
+    if not is_generator(model):
+        for option, given in (("tokenizer", tokenizer), ("tokenizer-weights", tokenizer_weights), ("label", label)):
+            if given:
+                raise ValueError(f"--{option} goes with a generator as --model, but {model} is none; leave it out")
+        return Coder(Compressor(load_tokenizer(model, weights, device)), None)
+    generator, own = load_pair(
+        model, weights, tokenizer or tokenizer_of(model), tokenizer_weights, device, torch.float32
+    )
+    condition = generator.config.condition
+    numbers = label_numbers(condition, label) if isinstance(condition, LabelConditionConfig) else ()
+    return Coder(Compressor(own), EntropyModel(generator, own, numbers))
+
+
+def is_generator(model: str) -> bool:
+    """Whether it names a generator. What is no model at all is left to those that load it."""
+    path = Path(model) / CONFIG_FILE
+    if model in PRESETS or not path.is_file():
+        return model in PRESETS
+    return read_json(path).get("type") in {config.__name__ for config in CONFIGS}
+
+
+def label_numbers(config: LabelConditionConfig, words: tuple[str, ...]) -> tuple[int, ...]:
+    """Of NAME=VALUE words; labels that are not named get their null. None for no words."""
+    chosen = chosen_labels(config, words)
+    return tuple(chosen.get(label.name, label.size) for label in config.labels) if chosen else ()
 
 
 def summary(picture: Tensor, decoded: Tensor, file: TokenFile, written: int) -> str:
@@ -104,7 +162,9 @@ def decompress(
     file: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="FILE")],
     model: str,
     out: Annotated[Path, tyro.conf.arg(aliases=["-o"])],
+    tokenizer: str | None = None,
     weights: Path | None = None,
+    tokenizer_weights: Path | None = None,
     overwrite: Flag = False,
     device: Device = "auto",
     threads: int | None = None,
@@ -113,9 +173,11 @@ def decompress(
 
     Args:
         file: A token file.
-        model: The tokenizer that made it.
+        model: The tokenizer that made it, or the generator if it was written with one.
         out: File to write, such as picture.png.
+        tokenizer: The generator's tokenizer, folder or preset; None: the one that belongs to it.
         weights: The preset's published file, instead of a download.
+        tokenizer_weights: The same of --tokenizer.
         overwrite: Replace --out if it is there.
         device: auto: CUDA if there is one, else the CPU.
         threads: CPU threads; None: torch's choice.
@@ -124,8 +186,8 @@ def decompress(
     if out.suffix.lower() != ".png":
         raise ValueError(f"--out {out}: pictures are written as PNG; give a name that ends in .png")
     check_new_file(out, file, overwrite)
-    content = tokenfile.load(file)
-    compressor = Compressor(load_tokenizer(model, weights, find_device(device)))
+    compressor, predictor = load_coder(model, weights, tokenizer, tokenizer_weights, (), find_device(device))
+    content = tokenfile.load(file, predictor)
     try:
         picture = compressor.decode(content)
     except ValueError as error:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
 from imgtok.config import to_dict
 from imgtok.data import to_float, to_uint8
@@ -27,19 +29,25 @@ from imgtok.sample.commands.common import (
     set_threads,
 )
 from imgtok.sample.commands.evaluation import (
+    PARTIAL,
     RESULT,
     Extractor,
     Network,
     Perceptual,
     Resize,
     batches_of,
+    blocks_for,
+    check_alone,
     check_new_file,
+    check_unfinished,
     codebook_lines,
     compared,
     conditions,
     distance_name,
+    hashed,
     opened,
     other_split,
+    real_features,
     reference_recipe,
     scored,
     shown,
@@ -49,13 +57,26 @@ from imgtok.sample.commands.evaluation import (
 )
 from imgtok.sample.commands.generate import load_pair, on_device, tokenizer_of
 from imgtok.sample.commands.token_plots import PLOT, save_plot
-from imgtok.sample.evaluate import Rounding, Score, collect, compare, described, pictures, rounded, with_floors
+from imgtok.sample.evaluate import (
+    Processes,
+    Rounding,
+    Score,
+    collect,
+    compare,
+    described,
+    is_first,
+    launched,
+    rounded,
+    with_floors,
+)
 from imgtok.sample.evaluate_tokenizer import evaluate_tokenizer, perturbation_grid, perturbed_distances
+from imgtok.sample.feature_cache import FeatureCache
 from imgtok.sample.guidance import Guidance
 from imgtok.sample.images import SamplerConfig
 from imgtok.sample.images import generate as draw
 from imgtok.sample.law import Law
 from imgtok.sample.masked import Unmasking
+from imgtok.sample.partial import Partial, collect_drawn
 from imgtok.sample.plain import Plain
 from imgtok.sample.tuner import Tuner
 
@@ -78,6 +99,7 @@ def tokenizer(
     splits: int = 10,
     seed: int = 0,
     batch_size: int = 16,
+    no_cache: Flag = False,
     out: Path = Path("evaluation"),
     overwrite: Flag = False,
     device: Device = "auto",
@@ -105,12 +127,14 @@ def tokenizer(
         splits: Of the inception score.
         seed: Of the perturbations.
         batch_size: Images reconstructed at a time.
+        no_cache: Compute the features of real pictures again, and do not keep them for the next time.
         out: Folder for evaluation.json and tokens.png, the plots of the token statistics.
         overwrite: Replace what is there already.
         device: auto: CUDA if there is one, else the CPU.
         threads: CPU threads; None: torch's choice.
     """
     set_threads(threads)
+    check_alone("evaluate tokenizer")
     check_positive("batch-size", batch_size)
     check_replaced_place(out, (RESULT, PLOT), overwrite)
     network, where = Network(extractor, extractor_weights, resize, neighbours, splits), find_device(device)
@@ -119,6 +143,8 @@ def tokenizer(
     grid = perturbation_grid(model) if pfid else []
     distance = perceptual_distance(perceptual)
     distances = {} if distance is None else {distance_name(perceptual): distance.to(where)}
+    cache, processes = FeatureCache(enabled=not no_cache), Processes(where)
+    truth = real_features("originals", source, model.config.image_size, features, cache, processes)
     with progress("reconstruct", "image", len(source)) as bar:
         found, originals = evaluate_tokenizer(
             model,
@@ -128,13 +154,13 @@ def tokenizer(
             rounding=rounding,
             perceptual=distances,
             batch_size=batch_size,
+            originals=truth.features,
             on_progress=bar.update,
         )
-    scores, cells = found.scores, list[dict[str, float]]()
+    scores, cells, cached = found.scores, list[dict[str, float]](), False
     real = other_split(data, split, val_share, found.count)
     if real is not None:
-        size = model.config.image_size
-        floor = collect(features, shown("floor", pictures(real, size, batch_size), len(real)))
+        floor, cached = real_features("floor", real, model.config.image_size, features, cache, processes)
         scores = with_floors(scores, compare(floor, originals, features, measures, prefix="r"))
     if grid:
         with progress("perturb", "image", len(source) * len(grid)) as bar:
@@ -155,12 +181,13 @@ def tokenizer(
         "data": data,
         "split": split,
         "images": found.count,
+        "cached": truth.cached,
         "image_size": model.config.image_size,
         "preprocessing": "short side scaled to image_size (Pillow bicubic), centre crop",
         "rounding": rounding,
         "extractor": described(features),
         "measures": asdict(measures),
-        "floor": None if real is None else {"images": len(real)},
+        "floor": None if real is None else {"images": len(real), "cached": cached},
         "perturbation": {"seed": seed, "cells": cells} if cells else None,
     }
     save_plot(out / PLOT, found.ngrams, found.growth, model.quantizer.codebook_size)
@@ -196,8 +223,11 @@ def generator(
     rounding: Rounding = "round",
     neighbours: int = 3,
     splits: int = 10,
+    intervals: int | None = None,
     batch_size: int = 16,
     save_pictures: Path | None = None,
+    no_cache: Flag = False,
+    resume: Flag = False,
     out: Path = Path("evaluation"),
     overwrite: Flag = False,
     device: Device = "auto",
@@ -235,24 +265,34 @@ def generator(
         rounding: Of images to 8 bits: to the nearest level, truncated, or none.
         neighbours: k of precision, recall, density and coverage.
         splits: Of the inception score.
+        intervals: Blocks of samples for 90 % intervals by jackknife; 0: no intervals; None: 20 where there is no floor.
         batch_size: Images drawn at a time; changes none of them.
         save_pictures: Also write the images to this .npz, which ADM's evaluator reads.
-        out: Folder for evaluation.json.
+        no_cache: Compute the features of real pictures again, and do not keep them for the next time.
+        resume: Go on with an interrupted evaluation in --out.
+        out: Folder for evaluation.json; until that is there, also for what an interrupted evaluation goes on from.
         overwrite: Replace what is there already.
         device: auto: CUDA if there is one, else the CPU.
         threads: CPU threads; None: torch's choice.
     """
     set_threads(threads)
     check_positive("batch-size", batch_size)
-    check_positive("images", images, least=2)
-    check_replaced_place(out, (RESULT,), overwrite)
+    check_positive("images", images, least=max(2, launched()))
     check_new_file("save-pictures", save_pictures, overwrite)
-    network, where = Network(extractor, extractor_weights, resize, neighbours, splits), find_device(device)
+    if save_pictures is not None and (resume or launched() > 1):
+        raise ValueError("--save-pictures is for one process that draws all images; leave out --resume and launchers")
+    if is_first():
+        check_unfinished(out, overwrite, resume)
+    processes = Processes(find_device(device))
+    processes.wait()  # what follows writes to the place that was checked
+    network, where = Network(extractor, extractor_weights, resize, neighbours, splits), processes.device
     measures, condition_config = network.measures, load_config(model).condition
+    blocks_for(intervals, images, True)
     partner = tokenizer or tokenizer_of(model)
     loaded, decoder = load_pair(model, weights, partner, tokenizer_weights, where, torch.float32)
     extract, size = network.load(where), decoder.config.image_size
-    target = compared(reference, split, val_share, size, images, extract, batch_size)
+    cache = FeatureCache(enabled=not no_cache, agree=processes.agree)
+    target = compared(reference, split, val_share, size, images, extract, batch_size, cache, processes)
     condition, told = conditions(condition_config, target.source, features, images, seed)
     law = Law(temperature=temperature, top_k=top_k, top_p=top_p)
     strength = Guidance(scale=guidance, schedule=guidance_schedule, power=guidance_power, steps=guidance_steps)
@@ -260,18 +300,12 @@ def generator(
     source: Any = packed(loaded)
     way = Tuner(source, strength, min(batch_size, images)) if isinstance(loaded, Generator) else Plain()
     config = SamplerConfig(law=law, guidance=strength, strategy=way, unmasking=unmasking, batch_size=batch_size)
-    drawn = shown("generate", draw(source, decoder, on_device(condition, where), config, seed=seed), images)
-    if save_pictures is not None:  # drawn once: what is written is read again
-        write_pictures(save_pictures, (to_uint8(batch).cpu() for batch in drawn), images)
-        drawn = (to_float(batch) for batch in read_pictures(save_pictures, batch_size))
-    samples = collect(extract, (rounded(batch, rounding) for batch in drawn))
-    scores = scored(samples, target, extract, measures, prefix="g")
     recipe = {
         "model": model,
         "weights": fingerprint(loaded),
         "tokenizer": partner,
         "tokenizer_weights": fingerprint(decoder),
-        "images": samples.count,
+        "images": images,
         "conditions": told,
         "seed": seed,
         "guidance": to_dict(strength),
@@ -279,10 +313,28 @@ def generator(
         "unmasking": to_dict(unmasking),
         "image_size": size,
         "rounding": rounding,
-        **reference_recipe(target, split, extract, measures),
     }
-    write_result(out, "generator", recipe, scores, {})
-    print("\n".join([*table(scores), summary(out, extract, samples.count)]))
+
+    def drawn(numbers: range) -> Iterator[Tensor]:
+        rows = on_device(loaded.condition.select(condition, slice(numbers.start, numbers.stop)), where)
+        batches = shown("generate", draw(source, decoder, rows, config, seed=seed, first=numbers.start), len(numbers))
+        if save_pictures is not None:  # drawn once: what is written is read again
+            write_pictures(save_pictures, (to_uint8(batch).cpu() for batch in batches), images)
+            batches = (to_float(batch) for batch in read_pictures(save_pictures, batch_size))
+        return (rounded(batch, rounding) for batch in batches)
+
+    partial = Partial(out / PARTIAL, {**recipe, "drawn_of": hashed(condition), "extractor": described(extract)})
+    if processes.is_first:
+        partial.start(resume)
+    processes.wait()
+    kept = partial if save_pictures is None else None  # the pixels would be missing
+    samples = processes.gathered(collect_drawn(extract, drawn, processes.share(images), kept))
+    if processes.is_first:
+        scores, told_of = scored(samples, target, extract, measures, intervals, prefix="g")
+        write_result(out, "generator", recipe | reference_recipe(target, split, extract, measures, told_of), scores, {})
+        partial.remove()
+        print("\n".join([*table(scores), summary(out, extract, samples.count)]))
+    processes.close()
 
 
 def images(
@@ -297,8 +349,10 @@ def images(
     resize: Resize | None = None,
     neighbours: int = 3,
     splits: int = 10,
+    intervals: int | None = None,
     batch_size: int = 16,
     save_statistics: Path | None = None,
+    no_cache: Flag = False,
     out: Path = Path("evaluation"),
     overwrite: Flag = False,
     device: Device = "auto",
@@ -317,14 +371,17 @@ def images(
         resize: How images are brought to the network's size; None: the extractor's own rule.
         neighbours: k of precision, recall, density and coverage.
         splits: Of the inception score.
+        intervals: Blocks of samples for 90 % intervals by jackknife; 0: no intervals; None: 20 where there is no floor.
         batch_size: Images read at a time.
         save_statistics: Also write the statistics of --images to this .npz, for use as a reference.
+        no_cache: Compute the features of real pictures again, and do not keep them for the next time.
         out: Folder for evaluation.json.
         overwrite: Replace what is there already.
         device: auto: CUDA if there is one, else the CPU.
         threads: CPU threads; None: torch's choice.
     """
     set_threads(threads)
+    check_alone("evaluate images")
     check_positive("batch-size", batch_size)
     check_positive("size", size)
     check_replaced_place(out, (RESULT,), overwrite)
@@ -332,17 +389,19 @@ def images(
     network, where = Network(extractor, extractor_weights, resize, neighbours, splits), find_device(device)
     measures = network.measures
     given, count = batches_of(images, size, batch_size)
+    blocks_for(intervals, count, True)
     extract = network.load(where)
     samples = collect(extract, shown("images", given, count))
-    target = compared(reference, split, val_share, size, samples.count, extract, batch_size)
-    scores = scored(samples, target, extract, measures)
+    cache = FeatureCache(enabled=not no_cache)
+    target = compared(reference, split, val_share, size, samples.count, extract, batch_size, cache, Processes(where))
+    scores, told_of = scored(samples, target, extract, measures, intervals)
     if save_statistics is not None:
         write_statistics(save_statistics, samples.moments, samples.spatial)
     recipe = {
         "pictures": images,
         "images": samples.count,
         "image_size": size,
-        **reference_recipe(target, split, extract, measures),
+        **reference_recipe(target, split, extract, measures, told_of),
     }
     write_result(out, "images", recipe, scores, {})
     print("\n".join([*table(scores), summary(out, extract, samples.count)]))

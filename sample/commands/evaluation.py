@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -15,24 +16,31 @@ from imgtok import __version__
 from imgtok.atomic import write_text
 from imgtok.data import ImageSource, read_folder, to_float
 from imgtok.data import load as load_images
-from imgtok.generators.condition import LabelConditionConfig, TextConditionConfig
+from imgtok.generators.condition import LENGTH, LabelConditionConfig, TextConditionConfig
 from imgtok.metrics.adm import read_pictures, read_reference
 from imgtok.metrics.features import FeatureExtractor, feature_extractor
-from imgtok.sample.commands.common import check_positive, progress
+from imgtok.sample.commands.common import check_positive, check_replaced_place, contents, progress
 from imgtok.sample.commands.generate import wanted_images
 from imgtok.sample.evaluate import (
     FeatureSet,
     Measures,
+    Processes,
     Score,
     collect,
     compare,
     described,
+    is_first,
+    launched,
     pictures,
     spread,
     with_floors,
 )
+from imgtok.sample.feature_cache import FeatureCache, Recalled
+from imgtok.sample.intervals import LEVEL, with_intervals
 
-RESULT = "evaluation.json"
+RESULT, PARTIAL = "evaluation.json", "partial"
+BLOCKS = 20  # of the jackknife, where nobody asks for a number
+REAL_BATCH = 64  # pictures of a reference that are read at a time
 Extractor = Literal["efficientnet-lite0", "efficientnet-lite0-320", "efficientnet-lite0-112", "inception"]
 Resize = Literal["tf1-bilinear", "bilinear", "bicubic"]
 Perceptual = Literal["none", "lpips-vgg", "lpips-alex", "efficientnet-lite0", "vgg-hed"]
@@ -65,6 +73,8 @@ class Compared:
     features: FeatureSet
     floor: FeatureSet | None
     source: ImageSource | None
+    cached: tuple[bool, bool] = (False, False)
+    """Reference and floor were in the cache."""
 
 
 def opened(data: str, split: str, val_share: float, most: int | None) -> ImageSource:
@@ -95,18 +105,43 @@ def batches_of(place: str, size: int, batch_size: int) -> tuple[Iterator[Tensor]
 
 
 def compared(
-    reference: str, split: str, val_share: float, size: int, most: int, extractor: FeatureExtractor, batch_size: int
+    reference: str,
+    split: str,
+    val_share: float,
+    size: int,
+    most: int,
+    extractor: FeatureExtractor,
+    batch_size: int,
+    cache: FeatureCache,
+    processes: Processes,
 ) -> Compared:
     """What --reference names. The floor is of as many pictures as the samples, if there are."""
     if reference.endswith(".npz"):
         return Compared(reference, npz_features(reference, extractor, batch_size), None, None)
     source = opened(reference, split, val_share, None)
-    features = collect(extractor, shown("reference", pictures(source, size, batch_size), len(source)))
+    features, cached = real_features("reference", source, size, extractor, cache, processes)
     real = other_split(reference, split, val_share, most)
     if real is None:
-        return Compared(reference, features, None, source)
-    floor = collect(extractor, shown("floor", pictures(real, size, batch_size), len(real)))
-    return Compared(reference, features, floor, source)
+        return Compared(reference, features, None, source, (cached, False))
+    floor, floor_cached = real_features("floor", real, size, extractor, cache, processes)
+    return Compared(reference, features, floor, source, (cached, floor_cached))
+
+
+def real_features(
+    name: str,
+    source: ImageSource,
+    size: int,
+    extractor: FeatureExtractor,
+    cache: FeatureCache,
+    processes: Processes,
+) -> Recalled:
+    """Read in batches of one size, so that what is kept does not depend on an option."""
+
+    def compute() -> FeatureSet:
+        own = source.select(list(processes.share(len(source)))) if processes.count > 1 else source
+        return collect(extractor, shown(name, pictures(own, size, REAL_BATCH), len(own)), processes)
+
+    return cache.recall(source, size, extractor, compute)
 
 
 def npz_features(path: str, extractor: FeatureExtractor, batch_size: int) -> FeatureSet:
@@ -129,13 +164,31 @@ def npz_features(path: str, extractor: FeatureExtractor, batch_size: int) -> Fea
 
 
 def scored(
-    samples: FeatureSet, target: Compared, extractor: FeatureExtractor, measures: Measures, prefix: str = ""
-) -> dict[str, Score]:
-    """Scores with their floors."""
+    samples: FeatureSet,
+    target: Compared,
+    extractor: FeatureExtractor,
+    measures: Measures,
+    intervals: int | None,
+    prefix: str = "",
+) -> tuple[dict[str, Score], dict[str, Any] | None]:
+    """Scores with their floors and intervals, and the recipe of the intervals."""
     scores = compare(samples, target.features, extractor, measures, prefix)
-    if target.floor is None:
-        return scores
-    return with_floors(scores, compare(target.floor, target.features, extractor, measures, prefix))
+    if target.floor is not None:
+        scores = with_floors(scores, compare(target.floor, target.features, extractor, measures, prefix))
+    blocks = blocks_for(intervals, samples.count, target.floor is not None)
+    if not blocks:
+        return scores, None
+    scores = with_intervals(scores, samples, target.features, extractor, measures, blocks, prefix)
+    return scores, {"method": "jackknife over blocks of samples, reference fixed", "blocks": blocks, "level": LEVEL}
+
+
+def blocks_for(asked: int | None, count: int, has_floor: bool) -> int:
+    """How many blocks --intervals means for so many samples; 0: no intervals."""
+    if asked is None:
+        return 0 if has_floor or count < 2 * BLOCKS else BLOCKS
+    if asked and not 2 <= asked <= count // 2:
+        raise ValueError(f"--intervals must be 0, or from 2 to {count // 2}, half of the images; got {asked}")
+    return asked
 
 
 def conditions(
@@ -148,18 +201,43 @@ def conditions(
     """What to draw images of, and how that was chosen."""
     if isinstance(config, LabelConditionConfig) and source is not None and features is None:
         known = {labels.name: i for i, labels in enumerate(source.label_sets)}
-        columns = [known.get(label.name, -1) for label in config.labels]
-        if all(
-            i >= 0 and source.label_sets[i].values == own.values for i, own in zip(columns, config.labels, strict=True)
-        ):
+        told = [label for label in config.labels if label.name != LENGTH]  # the length is the sampler's to tell
+        columns = [known.get(label.name, -1) for label in told]
+        if all(i >= 0 and source.label_sets[i].values == own.values for i, own in zip(columns, told, strict=True)):
             order = torch.randperm(len(source), generator=torch.Generator().manual_seed(seed))
             rows = order[torch.arange(count) % len(source)]
             return source.labels[rows][:, columns], "labels of the reference pictures, shuffled with the seed"
     return wanted_images(config, (), features, count).condition, "every class or caption in turn"
 
 
+def check_unfinished(out: Path, overwrite: bool, resume: bool) -> None:
+    """`out` may take a generator's scores: new or empty, or with `resume` what an interrupted run left there."""
+    begun = contents(out) == {PARTIAL}
+    if begun and not (resume or overwrite):
+        raise ValueError(
+            f"--out {out} holds an unfinished evaluation; add --resume to go on with it, or --overwrite to begin anew"
+        )
+    check_replaced_place(out, (RESULT, PARTIAL), overwrite or begun)
+
+
+def check_alone(command: str) -> None:
+    if launched() > 1:
+        raise ValueError(f"imgtok {command} runs in one process, but a launcher started {launched()}; run it without")
+
+
+def hashed(condition: Any) -> str:
+    """Of a condition, be it one tensor or several: 16 hexadecimal digits."""
+    digest = hashlib.blake2b(digest_size=8)
+    for part in [condition] if isinstance(condition, Tensor) else condition:
+        digest.update(str((part.dtype, tuple(part.shape))).encode() + part.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
 def shown(name: str, batches: Iterable[Tensor], count: int) -> Iterator[Tensor]:
-    """The batches, while a bar counts their pictures."""
+    """The batches, while a bar counts their pictures; of several processes, the first has one."""
+    if not is_first():
+        yield from batches
+        return
     with progress(name, "image", count) as bar:
         for batch in batches:
             yield batch
@@ -171,16 +249,24 @@ def distance_name(perceptual: str) -> str:
     return perceptual.replace("lpips", "LPIPS") if perceptual.startswith("lpips") else f"{perceptual}-distance"
 
 
-def reference_recipe(target: Compared, split: str, extractor: FeatureExtractor, measures: Measures) -> dict[str, Any]:
+def reference_recipe(
+    target: Compared,
+    split: str,
+    extractor: FeatureExtractor,
+    measures: Measures,
+    intervals: Mapping[str, Any] | None,
+) -> dict[str, Any]:
     return {
         "reference": {
             "name": target.name,
             "split": None if target.source is None else split,
             "images": target.features.count or "statistics only",
+            "cached": target.cached[0],
         },
-        "floor": None if target.floor is None else {"images": target.floor.count},
+        "floor": None if target.floor is None else {"images": target.floor.count, "cached": target.cached[1]},
         "extractor": described(extractor),
         "measures": asdict(measures),
+        "intervals": intervals,
     }
 
 
@@ -201,12 +287,13 @@ def write_result(
 
 
 def table(scores: Mapping[str, Score]) -> list[str]:
-    """One line a score: value, error, floor."""
-    width = max(map(len, scores))
-    lines = [f"{'':<{width}}  {'value':>10}  {'±':>9}  {'floor':>10}"]
+    """One line a score: value, error, floor, and intervals if there are any."""
+    width, wide = max(map(len, scores)), any(score.interval for score in scores.values())
+    lines = [f"{'':<{width}}  {'value':>10}  {'±':>9}  {'floor':>10}" + f"  {f'{LEVEL:.0%} interval':>21}" * wide]
     for name, score in scores.items():
         error, floor = ("" if number is None else f"{number:.4g}" for number in (score.error, score.floor))
-        lines.append(f"{name:<{width}}  {score.value:>10.5g}  {error:>9}  {floor:>10}".rstrip())
+        between = "" if score.interval is None else " … ".join(f"{end:.4g}" for end in score.interval)
+        lines.append(f"{name:<{width}}  {score.value:>10.5g}  {error:>9}  {floor:>10}  {between:>21}".rstrip())
     return lines
 
 

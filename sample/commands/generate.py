@@ -6,6 +6,7 @@ import json
 import re
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -13,7 +14,7 @@ import torch
 import tyro
 from torch import Tensor
 
-from imgtok import __version__
+from imgtok import __version__, zoo
 from imgtok.atomic import write_text
 from imgtok.config import to_dict
 from imgtok.convert import read_state
@@ -69,7 +70,7 @@ class Wanted(NamedTuple):
 
 def generate(
     *,
-    model: str,
+    model: str = zoo.DEFAULT,
     tokenizer: str | None = None,
     weights: Path | None = None,
     tokenizer_weights: Path | None = None,
@@ -77,12 +78,12 @@ def generate(
     features: Path | None = None,
     num: int | None = None,
     seed: int = 0,
-    guidance: float = 3.0,
+    guidance: float | None = None,
     guidance_schedule: Literal["constant", "linear", "cosine"] = "constant",
     guidance_power: float = 1.0,
     guidance_steps: int | None = None,
-    temperature: float = 1.0,
-    top_k: int = 0,
+    temperature: float | None = None,
+    top_k: int | None = None,
     top_p: float = 1.0,
     min_p: float = 0.0,
     typical: float = 1.0,
@@ -113,7 +114,8 @@ def generate(
     Without --label, every class of the generator's first label set is drawn in turn.
 
     Args:
-        model: Generator: a folder that training or `imgtok convert` wrote, or a preset.
+        model: Generator: a pair of the zoo (`imgtok presets` lists them), a folder that training or `imgtok convert`
+            wrote, or a preset.
         tokenizer: Its tokenizer, a folder or a preset; None: the one inside the generator's folder, or the preset's.
         weights: The generator preset's published file, instead of a download.
         tokenizer_weights: The tokenizer preset's published file, instead of a download.
@@ -121,12 +123,12 @@ def generate(
         features: For text: a .safetensors file with "features" (captions slots width) and "visible" (captions slots).
         num: Number of images; None: one per class or caption, or 8 if labels are given.
         seed: Any integer.
-        guidance: How far past the unconditional law; 1: no guidance.
+        guidance: How far past the unconditional law; 1: no guidance. None: what suits a pair of the zoo, for others 3.
         guidance_schedule: How guidance rises over an image from 1 to its full strength.
         guidance_power: For cosine: above 1, it rises later.
         guidance_steps: Guide only the first tokens, this many; None: all.
-        temperature: Below 1: likelier tokens are favoured; 0: always the likeliest.
-        top_k: Draw among this many likeliest tokens; 0: all.
+        temperature: Below 1: likelier tokens are favoured; 0: always the likeliest. None: as for guidance, else 1.
+        top_k: Draw among this many likeliest tokens; 0: all. None: as for guidance, else all.
         top_p: Draw among the likeliest tokens that have this probability together.
         min_p: Drop tokens less likely than this share of the likeliest.
         typical: Draw among the tokens of most typical likelihood that have this probability together; 1: all.
@@ -141,7 +143,8 @@ def generate(
         exit_depth: Blocks that draft in `early-exit`; None: a third.
         epsilon: For `certified`: most that each token's law may be off, in total variation.
         smooth: For next-scale generators: mixtures of codes in place of single ones, for smoother pictures.
-        num_tokens: Draw and decode only the first tokens of a sequence, this many; None: all.
+        num_tokens: Draw and decode only the first tokens of a sequence, this many; None: all. Generators that are
+            trained for it are told how many.
         unmasking_steps: For masked generators: network calls an image.
         unmasking_noise: For masked generators: how random the first choice of tokens, and of which of them stay, is.
         unmasking_anneal: For masked generators: unlikely tokens become less likely over the steps.
@@ -158,8 +161,14 @@ def generate(
     check_positive("batch-size", batch_size)
     check_strategy(strategy, window, draft_model, epsilon)
     check_pictures_place(out, overwrite)
-    law = Law(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, typical=typical, top_h=top_h)
-    strength = Guidance(scale=guidance, schedule=guidance_schedule, power=guidance_power, steps=guidance_steps)
+    law, strength = suited(
+        model,
+        guidance,
+        temperature,
+        top_k,
+        Law(top_p=top_p, min_p=min_p, typical=typical, top_h=top_h),
+        Guidance(schedule=guidance_schedule, power=guidance_power, steps=guidance_steps),
+    )
     unmasking = Unmasking(steps=unmasking_steps, noise=unmasking_noise, anneal=unmasking_anneal)
     model_config, where = load_config(model), find_device(device)
     check_stage_options(
@@ -333,12 +342,23 @@ def captioned(config: TextConditionConfig, path: Path | None, num: int | None) -
     return Wanted(TextFeatures(features[rows], visible[rows]), [{"caption": row} for row in rows.tolist()])
 
 
+def suited(
+    model: str, scale: float | None, temperature: float | None, top_k: int | None, law: Law, guidance: Guidance
+) -> tuple[Law, Guidance]:
+    """Law and guidance with these values, or where they are None with those that suit the model."""
+    best = zoo.card(model).sampling if model in zoo.names() else zoo.Sampling()
+    temperature = best.temperature if temperature is None else temperature
+    top_k = best.top_k if top_k is None else top_k
+    scale = best.guidance if scale is None else scale
+    return replace(law, temperature=temperature, top_k=top_k), replace(guidance, scale=scale)
+
+
 def tokenizer_of(model: str) -> str:
     """The tokenizer that belongs to a generator."""
     if model in PRESETS:
         found = PRESETS[model].tokenizer
     else:
-        folder = Path(model) / "tokenizer"
+        folder = zoo.tokenizer_folder(model) or Path(model) / "tokenizer"
         found = str(folder) if (folder / CONFIG_FILE).is_file() else None
     if found is None:
         raise ValueError(f"{model} comes without its tokenizer; name a folder or a preset with --tokenizer")

@@ -9,18 +9,20 @@ from typing import Annotated, Any
 
 import tyro
 
+from imgtok import zoo
+from imgtok.generators import hub as generators
 from imgtok.generators.condition import LabelConditionConfig, TextConditionConfig
 from imgtok.generators.presets import PRESETS as GENERATORS
-from imgtok.hub import WEIGHTS_FILE, ModelConfig, build_empty
+from imgtok.hub import WEIGHTS_FILE, ModelConfig, build_empty, load_config
 from imgtok.preset import Preset
 from imgtok.presets import PRESETS as TOKENIZERS
 from imgtok.sample.commands.common import Flag, millions
 from imgtok.tokenizer import QuantizerConfig
 from imgtok.tokens import TokenLayout, sizes_text
-from imgtok.train.config import TokenizerTraining
 from imgtok.train.generator_config import GeneratorTraining
 from imgtok.train.recipes import GENERATORS as GENERATOR_RECIPES
 from imgtok.train.recipes import TOKENIZERS as TOKENIZER_RECIPES
+from imgtok.train.recipes import AnyTokenizerTraining
 
 Row = dict[str, Any]
 NONE = "-"
@@ -28,13 +30,37 @@ METRICS = {"rfid": "rFID", "gfid": "gFID"}
 
 
 def presets(*, as_json: Annotated[Flag, tyro.conf.arg(name="json")] = False) -> None:
-    """List the published tokenizers and generators that load by name, and the training recipes.
+    """List the pairs that come with the package, published models that load by name, and the training recipes.
 
     Args:
         as_json: Print JSON, for other programs.
     """
-    groups = {"tokenizers": tokenizer_rows(), "generators": generator_rows(), "recipes": recipe_rows()}
+    groups = {
+        "zoo": zoo_rows(),
+        "tokenizers": tokenizer_rows(),
+        "generators": generator_rows(),
+        "recipes": recipe_rows(),
+    }
     print(json.dumps(groups, indent=2) if as_json else as_text(groups))
+
+
+def zoo_rows() -> list[Row]:
+    rows = []
+    for name in zoo.names():
+        card, config, tokenizer = zoo.card(name), generators.load_config(name), load_config(name)
+        rows.append(
+            {
+                "name": name,
+                "parameters": count_parameters(config) + count_parameters(tokenizer),
+                "tokens": tokenizer.layout.num_tokens,
+                "condition": condition_text(config.condition),
+                "summary": card.summary,
+                "measured": card.measured,
+                "licence": card.licence,
+                "data": card.data,
+            }
+        )
+    return rows
 
 
 def tokenizer_rows() -> list[Row]:
@@ -63,7 +89,7 @@ def generator_rows() -> list[Row]:
 
 
 def recipe_rows() -> list[Row]:
-    recipes: Sequence[tuple[str, Mapping[str, Callable[[], TokenizerTraining | GeneratorTraining]]]] = (
+    recipes: Sequence[tuple[str, Mapping[str, Callable[[], AnyTokenizerTraining | GeneratorTraining]]]] = (
         ("tokenizer", TOKENIZER_RECIPES),
         ("generator", GENERATOR_RECIPES),
     )
@@ -87,7 +113,7 @@ def origin_row(preset: Preset[Any]) -> Row:
     }
 
 
-def recipe_row(kind: str, name: str, training: TokenizerTraining | GeneratorTraining) -> Row:
+def recipe_row(kind: str, name: str, training: AnyTokenizerTraining | GeneratorTraining) -> Row:
     return {
         "name": name,
         "kind": kind,
@@ -122,6 +148,10 @@ def as_text(groups: Mapping[str, list[Row]]) -> str:
     tokenizers, generators, recipes = groups["tokenizers"], groups["generators"], groups["recipes"]
     return "\n".join(
         [
+            "Pairs that come with the package, for imgtok generate --model and imgtok.load",
+            *table(groups["zoo"], ("name", "parameters", "tokens", "condition", "summary")),
+            *footers(groups["zoo"], ("licence", "data")),
+            "",
             "Tokenizers, for imgtok.load and --model or --tokenizer",
             *table(tokenizers, ("name", "parameters", "tokens", "codes", "published", "file")),
             *footers(tokenizers, ("weights", "code", "paper", "note")),

@@ -1,4 +1,4 @@
-"""imgtok train tokenizer | generator: a recipe, changed by the command line, trained into a folder."""
+"""imgtok train tokenizer | generator | posttrain: a recipe, changed by the command line, trained into a folder."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Generic, TypeVar
+from typing import Annotated, Any, Generic, TypeVar, get_args
 
 import tyro
 
@@ -17,13 +17,15 @@ from imgtok import config as configs
 from imgtok import hub
 from imgtok.generators.condition import Label
 from imgtok.sample.commands.common import Device, Flag, check_place, command_line, contents, set_threads
-from imgtok.train.config import TokenizerTraining
 from imgtok.train.generator_config import GeneratorTraining
 from imgtok.train.loop import Outcome, Stopped
-from imgtok.train.recipes import GENERATORS, TOKENIZERS
+from imgtok.train.posttrain import PostTraining
+from imgtok.train.posttrain_run import post_train
+from imgtok.train.recipes import GENERATORS, POST_TRAININGS, TOKENIZERS, AnyTokenizerTraining
 from imgtok.train.run import train_generator, train_tokenizer
 
 RUN_FILE = "train.json"
+SUBJECTS = {"posttrain": "decoder on what its generator draws"}  # of what a run trains, where it is no name of one
 NO_DATA = "."  # the source of recipes whose data cannot come with the package
 
 
@@ -51,8 +53,16 @@ class GeneratorOptions(Options):
     """Whose tokens to learn: a folder that training or `imgtok convert` wrote, or a preset."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class PairOptions(Options):
+    tokenizer: str
+    """Whose decoder to train: a folder that training or `imgtok convert` wrote, or a preset."""
+    generator: str
+    """A generator of its tokens, a folder or a preset; it stays as it is."""
+
+
 AnyOptions = TypeVar("AnyOptions", bound=Options)
-Training = TypeVar("Training", TokenizerTraining, GeneratorTraining)
+Training = TypeVar("Training", AnyTokenizerTraining, GeneratorTraining, PostTraining)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,9 +75,8 @@ class Job(Generic[AnyOptions, Training]):
 
 def tokenizer(words: Sequence[str]) -> None:
     """Trains a tokenizer: images to tokens and back."""
-    options, training = parse(
-        "tokenizer", words, Job[Options, TokenizerTraining], Options(out=tyro.MISSING), TokenizerTraining, TOKENIZERS
-    )
+    job, kinds = Job[Options, AnyTokenizerTraining], get_args(AnyTokenizerTraining)
+    options, training = parse("tokenizer", words, job, Options(out=tyro.MISSING), kinds, TOKENIZERS)
     prepare(options)
     with stopping():
         outcome = train_tokenizer(training, options.out, resume=options.resume, device=options.device)
@@ -93,12 +102,32 @@ def generator(words: Sequence[str]) -> None:
     report(options.out, outcome, [["generate", "--model", options.out, "--out", "samples"]])
 
 
+def posttrain(words: Sequence[str]) -> None:
+    """Trains the decoder of a tokenizer on tokens that a generator has drawn in part."""
+    required = PairOptions(out=tyro.MISSING, tokenizer=tyro.MISSING, generator=tyro.MISSING)
+    options, training = parse(
+        "posttrain", words, Job[PairOptions, PostTraining], required, PostTraining, POST_TRAININGS
+    )
+    prepare(options)
+    with stopping():
+        outcome = post_train(
+            training,
+            options.tokenizer,
+            options.generator,
+            options.out,
+            resume=options.resume,
+            device=options.device,
+        )
+    look = ["generate", "--model", options.generator, "--tokenizer", options.out, "--out", "samples"]
+    report(options.out, outcome, [look])
+
+
 def parse(
     kind: str,
     words: Sequence[str],
     job: Any,
     required: AnyOptions,
-    training: type[Training],
+    training: type[Training] | tuple[type[Training], ...],
     recipes: Mapping[str, Callable[[], Training]],
 ) -> tuple[AnyOptions, Training]:
     """Options and training configuration: that of the recipe or of --config, with the values that the words change."""
@@ -114,10 +143,11 @@ def parse(
     if named and earlier:
         raise ValueError(f"the recipe {name!r} and --config {earlier} exclude each other; give one")
     base = recipe(kind, name, recipes) if named else earlier_run(Path(earlier), training)
+    subject, origin = SUBJECTS.get(kind, kind), "recipe" if named else "earlier run"
     parsed = tyro.cli(
         job,
         prog=f"imgtok train {kind} {name}".rstrip(),
-        description=f"Train a {kind}. Every value of the {'recipe' if named else 'earlier run'} can be changed.",
+        description=f"Train a {subject}. Every value of the {origin} can be changed.",
         default=Job(options=required, training=base),
         args=list(rest),
         config=(tyro.conf.AvoidSubcommands,),
@@ -143,7 +173,7 @@ def recipe(kind: str, name: str, recipes: Mapping[str, Callable[[], Training]]) 
     return recipes[name]()
 
 
-def earlier_run(path: Path, training: type[Training]) -> Training:
+def earlier_run(path: Path, training: type[Training] | tuple[type[Training], ...]) -> Training:
     path = path / RUN_FILE if path.is_dir() else path
     if not path.is_file():
         raise ValueError(f"--config {path}: there is no such file; give the folder of an earlier run or its {RUN_FILE}")
@@ -173,7 +203,7 @@ def overview(kind: str, recipes: Mapping[str, Callable[[], Training]]) -> str:
     more = (
         f"imgtok train {kind} RECIPE --help shows the values of a recipe; each can be changed, as --optimizer.lr 3e-4."
     )
-    return "\n".join([f"Train a {kind} by a recipe.", "", "Recipes:", *rows, "", more])
+    return "\n".join([f"Train a {SUBJECTS.get(kind, kind)} by a recipe.", "", "Recipes:", *rows, "", more])
 
 
 def prepare(options: Options) -> None:

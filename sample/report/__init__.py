@@ -1,4 +1,4 @@
-"""The page that a quickstart ends with: one HTML file that holds its pictures, curves and settings."""
+"""One HTML page about runs and evaluations: it holds their pictures, curves, numbers and settings."""
 
 from imgtok.sample.report.page import write_report
 

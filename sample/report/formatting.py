@@ -1,22 +1,35 @@
-"""Sections, tables, numbers and settings as the page writes them."""
+"""Tables, numbers, settings and commands as the page writes them. What comes in is text, what goes out HTML."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from html import escape
 from typing import Any
-
-
-def section(title: str, text: str, content: str) -> str:
-    lead = f'<p class="lead">{escape(text)}</p>\n' if text else ""
-    return f"<section>\n<h2>{escape(title)}</h2>\n{lead}{content}\n</section>"
 
 
 def two_columns(rows: Iterable[tuple[str, str]], kind: str) -> str:
     lines = "\n".join(f"<tr><th>{escape(name)}</th><td>{escape(value)}</td></tr>" for name, value in rows)
     return f'<table class="{kind}">\n{lines}\n</table>'
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Scrolls by itself where the page is narrow."""
+    top = "".join(f"<th>{escape(name)}</th>" for name in head)
+    lines = "\n".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+    return f'<div class="wide"><table class="numbers">\n<tr>{top}</tr>\n{lines}\n</table></div>'
+
+
+def folded(title: str, source: str, content: str) -> str:
+    """HTML behind a click."""
+    return f"<details><summary>{escape(title)} <span>{escape(source)}</span></summary>\n{content}\n</details>"
+
+
+def command_blocks(commands: Iterable[tuple[str, str]]) -> str:
+    """What each is for, and the line to type."""
+    blocks = "\n".join(f"<p>{escape(text)}</p>\n<pre><code>{escape(line)}</code></pre>" for text, line in commands)
+    return f'<div class="commands">\n{blocks}\n</div>'
 
 
 def flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
@@ -41,6 +54,13 @@ def is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
+def figure_text(value: Any, digits: int = 4) -> str:
+    """A number in so many figures; other values as settings are shown, and none as nothing."""
+    if not is_number(value):
+        return "" if value is None else shown(value)
+    return f"{value:,}" if isinstance(value, int) else f"{value:.{digits}g}"
+
+
 def counted(value: float | None, unit: str) -> str:
     """As "1,200 steps"; empty if not known."""
     if value is None:
@@ -63,4 +83,6 @@ def duration(seconds: float | None) -> str:
     if seconds < 60:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
+    if minutes >= 120:
+        return f"{minutes // 60} h {minutes % 60} min"
     return f"{minutes} min {rest} s"

@@ -1,81 +1,116 @@
-"""The sections made of pictures, each cut out of its sheet and held by the page."""
+"""Pictures that the page holds: whole sheets, or cut out of them; as PNG, or where they are too large as JPEG."""
 
 from __future__ import annotations
 
 import base64
+import io
+import re
+from collections.abc import Sequence
 from html import escape
+from pathlib import Path
 
 from einops import rearrange
+from PIL import Image
 from torch import Tensor
 
-from imgtok.data import png_bytes, read_picture, to_float
-from imgtok.metrics.image import psnr
-from imgtok.sample.report.formatting import section
-from imgtok.sample.report.run import Run
+from imgtok.data import UnreadableImage, png_bytes, read_picture
+from imgtok.data.pictures import to_pillow
 
 PADDING = 2  # of the sheets that imgtok.data.grid lays out
 PAGE_WIDTH = 1100  # in pixels, of what the page shows
+QUALITIES = (92, 80, 65)  # of JPEG, tried in turn
+LEAST_SIDE = 64  # pixels of a picture that is shrunk to fit
+LEAST_ROOM = 8_000  # bytes for a picture worth showing
+MOST_PREVIEWS = 6
 
 
-def reconstructions(run: Run) -> str:
-    path = run.folder / "pictures" / "reconstructions.png"
-    if not path.is_file():
+def progress(folder: Path, room: int) -> str:
+    """The last preview of a run, and behind a click those before it, evenly spread."""
+    paths = sorted(path for path in folder.glob("step-*.png") if re.fullmatch(r"step-\d+", path.stem))
+    count = min(len(paths), MOST_PREVIEWS, max(room // LEAST_ROOM, 1))
+    chosen = [paths[-1 - i * len(paths) // count] for i in range(count)]
+    sheets = [part for path in chosen if (part := preview(path, room // count))]
+    if not sheets:
         return ""
-    sheet = read_picture(path)
-    cells = tiles(sheet, run)
-    if cells is None or len(cells) % 2:
-        return section("Reconstructions", "Originals above their reconstructions.", whole(sheet, "reconstructions"))
-    before, after = (
-        rearrange(rows, "rows columns c h w -> (rows columns) c h w") for rows in (cells[::2], cells[1::2])
+    earlier = f"<details><summary>{len(sheets) - 1} earlier</summary>\n{''.join(sheets[1:])}\n</details>"
+    return sheets[0] + (earlier if sheets[1:] else "")
+
+
+def preview(path: Path, room: int) -> str:
+    step = int(path.stem.removeprefix("step-"))
+    return sheet_of(path, f"after step {step:,}", room, caption=True)
+
+
+def sheet_of(path: Path, text: str, room: int, *, caption: bool = False, plot: bool = False) -> str:
+    """A file as it is, twice as large if it fits the page; empty if it cannot be read."""
+    try:
+        picture = read_picture(path)
+    except UnreadableImage:
+        return ""
+    kind = "sheet plot" if plot else "sheet"
+    below = f"<figcaption>{escape(text)}</figcaption>" if caption else ""
+    return (
+        f'<figure class="{kind}" style="max-width:{shown_width(picture)}px">{element(picture, text, room)}{below}'
+        "</figure>\n"
     )
-    scores = psnr(to_float(after), to_float(before)).tolist()
-    pairs = [pair(*values) for values in zip(before, after, scores, strict=True)]
-    text = "Pictures held back from training. Left: the original; right: painted from its tokens, with their PSNR."
-    return section("Reconstructions", text, pair_grids(pairs, tile_width(before)))
 
 
-def pair_grids(pairs: list[str], style: str) -> str:
-    """Up to 16 at once, evenly spread; the others behind a click."""
-    step = -(-len(pairs) // 16)
-    visible, rest = pairs[::step], [one for number, one in enumerate(pairs) if number % step]
-    first, others = (f'<div class="pairs"{style}>\n{"".join(some)}\n</div>' for some in (visible, rest))
-    return first + (f"\n<details><summary>{len(rest)} more</summary>\n{others}\n</details>" if rest else "")
+def shown_width(picture: Tensor) -> int:
+    width = picture.shape[2]
+    return width * (2 if width <= PAGE_WIDTH // 2 else 1)
 
 
-def pair(original: Tensor, reconstruction: Tensor, score: float) -> str:
-    images = picture(original, "original") + picture(reconstruction, "reconstruction")
-    return f"<figure>{images}<figcaption>{score:.1f} dB</figcaption></figure>\n"
+def captioned(pictures: Sequence[tuple[Path, str]], room: int) -> str:
+    """Files as tiles with their captions; those that cannot be read are left out."""
+    cells, widest = [], 1
+    for path, text in pictures:
+        try:
+            image = read_picture(path)
+        except UnreadableImage:
+            continue
+        cells.append(
+            f"<figure>{element(image, text, room // len(pictures))}<figcaption>{escape(text)}</figcaption></figure>"
+        )
+        widest = max(widest, image.shape[2])
+    return f'<div class="tiles"{tile_width(widest)}>{"".join(cells)}</div>' if cells else ""
 
 
-def samples(run: Run) -> str:
-    strips = "\n".join(strip(run, str(row.get("label", "")), str(row.get("file", ""))) for row in run.samples)
-    law = (("guidance", "guidance"), ("temperature", "temperature"), ("top_k", "top-k"))
-    known = [f"{name} {value:g}" for key, name in law if (value := run.number(f"sample.{key}")) is not None]
-    text = "Drawn by the generator, category by category" + (f", with {', '.join(known)}." if known else ".")
-    return section("Samples", text, strips) if strips.strip() else ""
+def inside(folder: Path, name: str) -> Path | None:
+    """The file that a list names, if it is there and does not lie elsewhere."""
+    path = folder / name
+    return path if path.is_file() and path.resolve().is_relative_to(folder.resolve()) else None
 
 
-def strip(run: Run, label: str, file: str) -> str:
-    path = run.folder / "pictures" / file
-    if not path.is_file():
-        return ""
-    return f'<div class="strip"><h3>{escape(label)}</h3>\n{strip_pictures(read_picture(path), label, run)}</div>'
+def element(picture: Tensor, text: str, room: int | None = None) -> str:
+    """An <img> that holds its file (uint8 3 h w), in `room` bytes if there is a limit."""
+    kind, data = "png", png_bytes(picture.contiguous())
+    height, width = picture.shape[1:]
+    if room is not None and len(data) > room:
+        kind, data = "jpeg", jpeg_within(to_pillow(picture), room)
+    source = f'src="data:image/{kind};base64,{base64.b64encode(data).decode("ascii")}"'
+    return f'<img {source} width="{width}" height="{height}" alt="{escape(text)}">'
 
 
-def strip_pictures(sheet: Tensor, label: str, run: Run) -> str:
-    cells = tiles(sheet, run)
-    if cells is None:
-        return whole(sheet, label)
-    images = without_blanks(rearrange(cells, "rows columns c h w -> (rows columns) c h w"), keep=cells.shape[1])
-    pictures = "".join(picture(image, f"{label}, sample {number}") for number, image in enumerate(images, 1))
-    return f'<div class="tiles"{tile_width(images)}>{pictures}</div>'
+def jpeg_within(picture: Image.Image, room: int) -> bytes:
+    """JPEG of the best quality that fits, of half the size if none does, and so on; the least may be too large."""
+    while True:
+        for quality in QUALITIES:
+            data = jpeg(picture, quality)
+            if len(data) <= room:
+                return data
+        if min(picture.size) < 2 * LEAST_SIDE:
+            return data
+        picture = picture.reduce(2)
 
 
-def tiles(sheet: Tensor, run: Run) -> Tensor | None:  # 3 H W -> rows columns 3 h w
+def jpeg(picture: Image.Image, quality: int) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, format="JPEG", quality=quality, subsampling=0)  # optimised, noise overflows its buffer
+    return buffer.getvalue()
+
+
+def tiles(sheet: Tensor, size: int) -> Tensor | None:  # 3 H W -> rows columns 3 h w
     """The pictures that `imgtok.data.grid` has laid out on a sheet; None if it does not look like one."""
-    if run.tokenizer is None:
-        return None
-    size = run.tokenizer.image_size
     pitch = size + PADDING
     if any(side < pitch or (side - PADDING) % pitch for side in sheet.shape[1:]):
         return None
@@ -92,21 +127,6 @@ def without_blanks(images: Tensor, keep: int) -> Tensor:
     return images[:number]
 
 
-def picture(image: Tensor, text: str) -> str:
-    """An <img> that holds its file (uint8 3 h w)."""
-    height, width = image.shape[1:]
-    data = base64.b64encode(png_bytes(image.contiguous())).decode("ascii")
-    source = f'src="data:image/png;base64,{data}"'
-    return f'<img {source} width="{width}" height="{height}" alt="{escape(text)}">'
-
-
-def whole(sheet: Tensor, text: str) -> str:
-    """A sheet as it is, twice as large if it fits the page."""
-    width = sheet.shape[2] * (2 if sheet.shape[2] <= PAGE_WIDTH // 2 else 1)
-    return f'<div class="sheet" style="max-width:{width}px">{picture(sheet, text)}</div>'
-
-
-def tile_width(images: Tensor) -> str:
+def tile_width(size: int) -> str:
     """The attribute that says how wide pictures are shown: small ones enlarged by a whole number."""
-    size = images.shape[-1]
     return f' style="--tile:{size * max(1, 128 // size)}px"'

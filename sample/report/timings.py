@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from imgtok.sample.report.formatting import counted, duration, section, short, shown, two_columns
+from imgtok.sample.report.formatting import counted, duration, short, shown, two_columns
+from imgtok.sample.report.part import Section
 from imgtok.sample.report.run import Run
 
 
@@ -19,14 +20,14 @@ class Stage:
     color: str
 
 
-def timings(run: Run) -> str:
+def timings(run: Run) -> Section:
     stages = [stage for stage in stages_of(run) if stage.seconds is not None]
     total = run.number("total_seconds")
     rows = "\n".join(map(stage_row, stages))
     head = "<tr><th>Stage</th><th>Time</th><th>Work</th><th>Speed</th><th>Parameters</th></tr>"
     foot = f'<tr class="total"><td>All</td><td colspan="4">{duration(total)}</td></tr>' if total is not None else ""
     table = f'<div class="wide"><table class="numbers">\n{head}\n{rows}\n{foot}\n</table></div>' if stages else ""
-    return section("Where the time went", "", time_bar(stages, total) + table + facts(run))
+    return Section("Where the time went", "", time_bar(stages, total) + table + facts(run))
 
 
 def stages_of(run: Run) -> list[Stage]:

@@ -89,7 +89,7 @@ def test_an_unknown_command_like_no_other_points_to_the_help(capsys):
 @pytest.mark.parametrize("words", [["train"], ["train", "generater"], ["train", "--out", "x"]])
 def test_half_a_command_asks_for_the_other_half(capsys, words):
     assert cli.main(words) == 2
-    assert capsys.readouterr().err == "imgtok: say which: train generator or tokenizer\n"
+    assert capsys.readouterr().err == "imgtok: say which: train generator or posttrain or tokenizer\n"
 
 
 @pytest.mark.parametrize("flag", ["-h", "--help"])

@@ -6,14 +6,14 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch import Tensor, nn
 
-from imgtok.data import ArraySource, to_float, to_uint8
-from imgtok.metrics.features import FeatureExtractor, Features, Naming
+from imgtok.data import to_float, to_uint8
+from imgtok.metrics.features import FeatureExtractor
 from imgtok.metrics.frechet import FeatureStatistics, frechet_distance, kernel_distance
 from imgtok.metrics.image import psnr
 from imgtok.metrics.manifold import neighbours
 from imgtok.quantizers.factorized import ProductConfig
+from imgtok.quantizers.gaussian import GaussianConfig
 from imgtok.quantizers.residual import ResidualConfig
 from imgtok.quantizers.vector import VectorConfig
 from imgtok.quantizers.views import ScalesConfig
@@ -22,32 +22,14 @@ from imgtok.sample.evaluate_tokenizer import evaluate_tokenizer, perturbed_dista
 from imgtok.tokenizer import Tokenizer, TokenizerConfig
 
 from ..tiny import CNN
+from .colours import colours, source
 
 MEASURES = Measures(neighbours=2, splits=2)
 
 
-class Colours(nn.Module):
-    """A picture's mean colours, their squares as logits, and its corners."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.scale = nn.Parameter(torch.ones(1))
-
-    def forward(self, images: Tensor) -> Features:
-        pooled = images.mean((2, 3)) * self.scale
-        return Features(pooled, 9 * pooled, images[:, :2, 0, 0])
-
-
 @pytest.fixture
 def extractor() -> FeatureExtractor:
-    return FeatureExtractor("colours", Naming("FD-c", "KD-c", "IS-c", "-c"), Colours(), "bilinear", 8, 3, spatial=2)
-
-
-def source(count: int, seed: int = 0, size: int = 16) -> ArraySource:
-    """Random blocks of four pixels; no two pictures are alike."""
-    blocks = torch.rand(count, 3, size // 4, size // 4, generator=torch.Generator().manual_seed(seed))
-    images = to_uint8(nn.functional.interpolate(blocks * 2 - 1, size=(size, size)))
-    return ArraySource(images, torch.zeros(count, 0, dtype=torch.int64), (), [str(i) for i in range(count)])
+    return colours()
 
 
 def made(quantizer: object) -> Tokenizer:
@@ -160,6 +142,8 @@ def test_a_tokenizer_of_any_kind_is_scored(
     assert found.scores["PSNR"].value == pytest.approx(float(psnr(decoded, images).mean()), abs=1e-3)
     again = compare(collect(extractor, [decoded]), originals, extractor, MEASURES)
     assert found.scores["rFD-c"].value == pytest.approx(again["FD-c"].value, rel=1e-4)
+    known = evaluate_tokenizer(tokenizer, data, extractor, measures=MEASURES, batch_size=4, originals=originals)
+    assert known[0].scores == found.scores and known[1] is originals
     assert "FD-c" not in found.scores and {"SSIM", "SSIM-gaussian11", "KD-c", "sFD-c"} <= set(found.scores)
     assert len(found.codebooks) == codebooks and len(found.codebooks[0].get("groups", ())) == groups
     indices = tokenizer.encode(images)
@@ -211,10 +195,18 @@ def test_pfid_without_swaps_is_the_distance_of_reconstructions(
         assert cell["distance"] == pytest.approx(found.scores["rFD-c"].value, rel=1e-4)
 
 
-def test_pfid_is_for_one_codebook(extractor: FeatureExtractor) -> None:
+def test_pfid_of_several_codes_for_a_vector_does_not_depend_on_batches_either(extractor: FeatureExtractor) -> None:
+    data = source(9)
+    originals = collect(extractor, [to_float(data.images)])
+    tokenizer = made(ProductConfig(branch=replace(VECTOR, codebook_size=256)))
+    one, other = (perturbed_distances(tokenizer, data, extractor, originals, batch_size=size) for size in (4, 9))
+    assert [cell["distance"] for cell in one] == pytest.approx([cell["distance"] for cell in other], rel=1e-3)
+
+
+def test_pfid_is_for_codes(extractor: FeatureExtractor) -> None:
     data, unused = source(3), collect(extractor, [torch.rand(3, 3, 8, 8, generator=torch.Generator().manual_seed(0))])
-    with pytest.raises(ValueError, match="pFID swaps the codes of one codebook"):
-        perturbed_distances(made(ProductConfig(branch=VECTOR)), data, extractor, unused)
+    with pytest.raises(ValueError, match="this tokenizer's tokens are continuous"):
+        perturbed_distances(made(GaussianConfig(dim=4)), data, extractor, unused)
 
 
 def test_progress_counts_pictures(extractor: FeatureExtractor) -> None:

@@ -1,15 +1,23 @@
+"""Losses against their formulas; one of them over two processes, for which this file runs as a script."""
+
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
 from imgtok.train.losses import (
     adaptive_weight,
+    contrastive,
     hinge_discriminator,
     hinge_generator,
     lecam_regulariser,
+    lecam_released,
     non_saturating_discriminator,
     non_saturating_generator,
     reconstruction_l1,
@@ -144,3 +152,80 @@ def test_lecam_has_no_gradient_to_the_averages() -> None:
     torch.testing.assert_close(real.grad, 2 * (real.detach() + 0.5) / real.numel())
     torch.testing.assert_close(fake.grad, 2 * (fake.detach() - 0.5) / fake.numel())
     assert ema_real.grad is None and ema_fake.grad is None
+
+
+def test_lecam_as_released_counts_what_is_on_its_own_side_alone() -> None:
+    real, fake = torch.tensor([1.0, -3.0], requires_grad=True), torch.tensor([-1.0, 4.0], requires_grad=True)
+    value = lecam_released(real, fake, torch.tensor(2.0), torch.tensor(-2.0))
+    assert value.item() == pytest.approx(3**2 / 2 + 3**2 / 2)  # -3 lies below -2, and 4 above 2
+    value.backward()
+    assert real.grad.tolist() == [3, 0] and fake.grad.tolist() == [-3, 0]
+
+
+def rows(seed: int, count: int = 6) -> Tensor:
+    return torch.randn(count, 3, generator=torch.Generator().manual_seed(seed))
+
+
+def test_contrastive_is_that_of_a_hand_computation() -> None:
+    """Products 1, 2 / 0, 1: each row and column is a choice between two."""
+    codes, features = torch.eye(2), torch.tensor([[1.0, 0.0], [2.0, 1.0]])
+    low, high = torch.sigmoid(torch.tensor(-1.0)).log(), torch.sigmoid(torch.tensor(1.0)).log()
+    expected = -((low + high) / 2 + (high + low) / 2) / 2  # rows 1 2 and 0 1; columns 1 0 and 2 1
+    torch.testing.assert_close(contrastive(codes, features), expected)
+
+
+def test_contrastive_has_the_gradient_of_a_softmax() -> None:
+    codes, features = rows(0).requires_grad_(), rows(1).requires_grad_()
+    contrastive(codes, features, scale=0.5).backward()
+    products = 0.5 * codes.detach() @ features.detach().T
+    error = (products.softmax(1) - torch.eye(6) + products.softmax(0) - torch.eye(6)) / 12
+    torch.testing.assert_close(codes.grad, 0.5 * error @ features.detach())
+    torch.testing.assert_close(features.grad, 0.5 * error.T @ codes.detach())
+
+
+def test_contrastive_compares_lengths_unless_told_not_to() -> None:
+    codes, features = rows(0), rows(1)
+    unit = contrastive(codes, features, normalize=True)
+    torch.testing.assert_close(contrastive(5 * codes, features, normalize=True), unit)
+    torch.testing.assert_close(contrastive(F.normalize(codes, dim=1), F.normalize(features, dim=1)), unit)
+    assert (contrastive(5 * codes, features) - contrastive(codes, features)).abs() > 0.1
+    torch.testing.assert_close(
+        contrastive(codes[:1].expand(6, -1), features[:1].expand(6, -1)), torch.tensor(6.0).log()
+    )
+
+
+def test_contrastive_does_not_broadcast() -> None:
+    with pytest.raises(ValueError, match=r"codes \(6, 3\) and features \(1, 3\) differ"):
+        contrastive(rows(0), rows(1, count=1))
+
+
+def half_of_the_batch(rank: int, place: Path) -> None:
+    """What a process of two computes: the loss, and its own gradients."""
+    dist.init_process_group("gloo", init_method=f"file://{place / 'meeting'}", rank=rank, world_size=2)
+    part = slice(3 * rank, 3 * rank + 3)
+    codes, features = rows(0)[part].requires_grad_(), rows(1)[part].requires_grad_()
+    loss = contrastive(codes, features)
+    loss.backward()
+    torch.save((loss.detach(), codes.grad, features.grad), place / f"{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_two_processes_contrast_with_the_whole_batch(tmp_path: Path) -> None:
+    """The value is that of all rows; gradients, averaged over the two as data parallelism does, are too."""
+    command = [sys.executable, __file__, str(tmp_path)]
+    processes = [subprocess.Popen([*command, str(rank)], stderr=subprocess.PIPE, text=True) for rank in (0, 1)]
+    for process in processes:
+        _, errors = process.communicate(timeout=120)
+        assert process.returncode == 0, errors[-2000:]
+    codes, features = rows(0).requires_grad_(), rows(1).requires_grad_()
+    loss = contrastive(codes, features)
+    loss.backward()
+    found = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
+    for own, _, _ in found:
+        torch.testing.assert_close(own, loss.detach())
+    for place, whole in ((1, codes.grad), (2, features.grad)):
+        torch.testing.assert_close(torch.cat([each[place] for each in found]) / 2, whole)
+
+
+if __name__ == "__main__":
+    half_of_the_batch(int(sys.argv[2]), Path(sys.argv[1]))

@@ -11,15 +11,16 @@ from imgtok.backbones.query import QueryConfig
 from imgtok.backbones.vit import ViTConfig
 from imgtok.data import load as load_images
 from imgtok.hub import fingerprint
+from imgtok.nn.nested import NestedDropout
 from imgtok.quantizers.factorized import ProductConfig
 from imgtok.tokencache import TokenCache, encode_source
-from imgtok.tokens import SequenceLayout
 from imgtok.train.log import read
 from imgtok.train.run import train_tokenizer
 
 VIT = ViTConfig(width=32, depth=2, num_heads=2)
-SEQUENCE = QueryConfig(latents=(12,), patch_size=4, grid=(4, 4), encoder=VIT, decoder=VIT, drop_tail=True)
-GRID = replace(SEQUENCE, latents=(3, 3), branches=2, drop_tail=False, code_class=True)
+SEQUENCE = QueryConfig(latents=(12,), patch_size=4, grid=(4, 4), encoder=VIT, decoder=VIT, nested=NestedDropout())
+BY_POWERS = NestedDropout(law="powers", per="image", share=0.5)
+GRID = replace(SEQUENCE, latents=(3, 3), branches=2, nested=None, code_class=True)
 
 
 def with_queries(training, backbone: QueryConfig, branches: int = 1, steps: int = 150):
@@ -56,14 +57,21 @@ def test_a_tokenizer_with_queries_learns_and_encodes_a_data_set(
     assert loaded.decode(tokens).shape == (2, 3, 16, 16)
 
 
-def test_trained_with_dropped_tails_the_first_token_tells_more_than_the_mean_colour_and_all_tell_most(
+def test_trained_with_nested_dropout_the_first_token_tells_more_than_the_mean_colour_and_all_tell_most(
     tokenizer_training, pictures, tmp_path
 ):
-    outcome = train_tokenizer(with_queries(tokenizer_training, SEQUENCE, steps=600), tmp_path / "run", device="cpu")
+    """Errors of one token, and of all twelve, were 0.42 and 0.19 of that of the mean colours."""
+    training = with_queries(tokenizer_training, replace(SEQUENCE, nested=BY_POWERS), steps=400)
+    training = replace(
+        training,
+        data=replace(training.data, shift=0),
+        optimizer=replace(training.optimizer, schedule="cosine"),
+    )
+    outcome = train_tokenizer(training, tmp_path / "run", device="cpu")
     model, source = outcome.model.eval(), load_images(str(pictures))
     images = torch.stack([source.image(i) for i in range(len(source))]) / 127.5 - 1
     indices = model.encode(images)
-    first, whole = (error(model.decode(indices[:, :n], SequenceLayout(n)), images) for n in (1, 12))
+    first, whole = (error(model.decode(indices[:, :n]), images) for n in (1, 12))
     assert whole < 0.75 * first
     assert first < 0.9 * error(images.mean((2, 3), keepdim=True), images)
 

@@ -1,7 +1,6 @@
 """NFIG (arXiv:2503.07076): VAR's recipes over frequency bands, and the quickstart's.
 
-Losses, batch, epochs and learning rate are the paper's, the rest is VAR's. PatchGAN stands for frozen DINO features,
-and the encoder begins at random, not as DINOv2.
+Losses, batch, epochs and learning rate are the paper's, the rest is VAR's. The encoder begins at random, not as DINOv2.
 """
 
 from __future__ import annotations
@@ -9,6 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from imgtok.presets.nfig import QUANTIZER
+from imgtok.quantizers.vector import VectorConfig
 from imgtok.quantizers.views import BandsConfig
 from imgtok.train.config import TokenizerTraining
 from imgtok.train.generator_config import GeneratorTraining
@@ -16,8 +16,9 @@ from imgtok.train.recipes import quickstart_var, var
 
 
 def tokenizer() -> TokenizerTraining:
-    """L2 + LPIPS + 0.5 PatchGAN hinge. Optimiser, steps and the discriminator's start are those of VAR's recipe."""
+    """L2 + LPIPS + 0.5 hinge. Optimiser, steps, the discriminator and its start are those of VAR's recipe."""
     base = var.tokenizer()
+    assert isinstance(QUANTIZER.stage, VectorConfig)
     quantizer = replace(QUANTIZER, stage=replace(QUANTIZER.stage, begin="latents"))
     return replace(
         base,

@@ -1,7 +1,8 @@
 """VAR (arXiv:2404.02905), from its paper and scripts.
 
-How its tokenizer was trained is unpublished: the recipe follows what its authors released for a plain one, with
-PatchGAN in place of their frozen DINO features. Of generators, the learning rate falls as a cosine, theirs linearly.
+How its tokenizer was trained is unpublished: the recipe follows what its authors released for a plain one, but for
+their balanced consistency of the discriminator, whose heads normalise over 8 pictures here and over all there. Of
+generators, the learning rate falls as a cosine, theirs linearly.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from dataclasses import replace
 from imgtok.backbones.cnn import CNNConfig
 from imgtok.presets.var import VQ16
 from imgtok.quantizers.residual import ResidualConfig
+from imgtok.quantizers.vector import VectorConfig
 from imgtok.quantizers.views import ScalesConfig
 from imgtok.train.config import (
     ImageDataConfig,
@@ -20,15 +22,21 @@ from imgtok.train.config import (
     TokenizerLossConfig,
     TokenizerTraining,
 )
+from imgtok.train.discriminators import FrozenFeaturesConfig
 from imgtok.train.generator_config import GeneratorTraining, NextScaleSizes
 from imgtok.train.recipes.llamagen import IMAGENET
 
 
 def tokenizer() -> TokenizerTraining:
-    """250 epochs at batch 768: 0.2 L1 + L2 + LPIPS, from 22 % on PatchGAN hinge at 0.4 times the adaptive weight."""
+    """250 epochs at batch 768: 0.2 L1 + L2 + LPIPS, and the hinge loss of heads on frozen DINO features.
+
+    The latter from 22 % on, at 0.4 times the adaptive weight.
+    """
     steps = 250 * IMAGENET // 768
+    begin = round(0.22 * steps)
     assert isinstance(VQ16.backbone, CNNConfig)
     assert isinstance(VQ16.quantizer, ResidualConfig) and isinstance(VQ16.quantizer.view, ScalesConfig)
+    assert isinstance(VQ16.quantizer.stage, VectorConfig)
     stage = replace(VQ16.quantizer.stage, begin="latents")
     view = replace(VQ16.quantizer.view, other_scales=())
     optimizer = OptimizerConfig(
@@ -56,10 +64,11 @@ def tokenizer() -> TokenizerTraining:
             commitment=0.25,
             codebook=1.0,
             adversarial=0.4,
-            adversarial_start=round(0.22 * steps),
+            adversarial_start=begin,
+            discriminator=FrozenFeaturesConfig(),
         ),
         optimizer=optimizer,
-        discriminator_optimizer=replace(optimizer, weight_decay=0.0005),
+        discriminator_optimizer=replace(optimizer, weight_decay=0.0005, start=begin, warmup_steps=round(0.02 * steps)),
     )
 
 

@@ -10,7 +10,8 @@ from imgtok.backbones.query import QueryConfig
 from imgtok.backbones.vit import ViTConfig
 from imgtok.compression import Compressor
 from imgtok.data import read_picture
-from imgtok.sample.codecs import Point, at_rate
+from imgtok.nn.nested import NestedDropout
+from imgtok.sample.codecs import Point, at_rate, bytes_for, lost, mean
 
 VIT = ViTConfig(width=16, depth=1, num_heads=2)
 
@@ -22,7 +23,7 @@ def picture(pictures):
 
 @pytest.fixture
 def ordered(tokenizer_config, tmp_path):
-    backbone = QueryConfig(latents=(6,), patch_size=4, grid=(4, 4), encoder=VIT, decoder=VIT, drop_tail=True)
+    backbone = QueryConfig(latents=(6,), patch_size=4, grid=(4, 4), encoder=VIT, decoder=VIT, nested=NestedDropout())
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         hub.save(replace(tokenizer_config, backbone=backbone).build(), tmp_path / "ordered")
@@ -95,29 +96,104 @@ def test_what_is_refused(run, refused, models, picture, ordered, tmp_path):
     refused("no token file", "decompress", picture, *image, "--model", model)
 
 
+@pytest.mark.parametrize(("name", "tokens"), [("generator", 16), ("next-scale", 21)])
+def test_a_picture_under_a_generators_law(run, refused, models, pictures, tmp_path, name, tokens):
+    picture, file, back, model = pictures / "cats" / "1.png", tmp_path / "a.imtk", tmp_path / "a.png", models / name
+    words = ("--model", model, "--label", "style=fluent", "--coding", "predicted")
+    result = run("compress", picture, "-o", file, *words)
+    assert (result.status, result.err) == (0, "")
+    assert f"{tokens} of {tokens} tokens" in result.out
+    refused("decode with it (its folder as --model)", "decompress", file, "-o", back, "--model", model / "tokenizer")
+    refused("but the generator goes with", "decompress", file, "-o", back, "--model", other_pair(models, name))
+    assert run("decompress", file, "-o", back, "--model", model).status == 0
+    compressor = Compressor(hub.load(model / "tokenizer"))
+    assert torch.equal(read_picture(back), compressor.decode(compressor.encode(read_picture(picture))))
+    content = bytearray(file.read_bytes())
+    content[-3] ^= 1
+    file.write_bytes(content)
+    refused("do not agree with their checksum", "decompress", file, "-o", tmp_path / "b.png", "--model", model)
+
+
+def other_pair(models, name):
+    return models / ("next-scale" if name == "generator" else "generator")
+
+
+def test_as_many_tokens_as_fit_under_a_generators_law(run, models, pictures, tmp_path):
+    words = ("--model", models / "next-scale", "--coding", "predicted")
+    assert run("compress", pictures / "cats" / "0.png", "-o", tmp_path / "a.imtk", *words).status == 0
+    most = (tmp_path / "a.imtk").stat().st_size - 2
+    result = run("compress", pictures / "cats" / "0.png", "-o", tmp_path / "b.imtk", *words, "--bytes", most)
+    assert " 5 of 21 tokens" in result.out
+    assert (tmp_path / "b.imtk").stat().st_size <= most
+
+
+def test_what_a_generator_does_not_predict_is_refused(refused, models, picture, pictures, tmp_path):
+    new, cat = ("-o", tmp_path / "b.imtk"), pictures / "cats" / "1.png"
+    refused("scale the picture", "compress", picture, *new, "--model", models / "generator")
+    refused("a masked generator knows no law", "compress", cat, *new, "--model", models / "masked")
+    texts = ("--model", models / "text-generator", "--tokenizer", models / "tokenizer")
+    refused("told texts", "compress", cat, *new, *texts)
+    tokenizer = ("--model", models / "tokenizer")
+    refused("--label goes with a generator", "compress", cat, *new, *tokenizer, "--label", "style=noto")
+    refused("--tokenizer goes with a generator", "compress", cat, *new, *tokenizer, "--tokenizer", models / "tokenizer")
+    refused("needs a generator", "compress", cat, *new, *tokenizer, "--coding", "predicted")
+
+
 def test_rate_and_distortion_beside_picture_formats(run, refused, models, ordered, pictures, tmp_path):
-    out, words = tmp_path / "out", ("--model", models / "tokenizer", "--model", ordered, "--size", 16, "--num", 3)
+    out, words = tmp_path / "out", ("--model", models / "generator", "--model", ordered, "--size", 16, "--pictures", 2)
     result = run("rate-distortion", pictures / "cats", "emoji64", *words, "--out", out)
     assert (result.status, result.err) == (0, "")
-    assert {path.name for path in out.iterdir()} == {"rate-distortion.png", "rate-distortion.json"}
+    assert {path.suffix for path in out.iterdir()} == {".png", ".svg", ".json"}
     numbers = json.loads((out / "rate-distortion.json").read_text())
     assert set(numbers) == {str(pictures / "cats"), "emoji64"}
+    law = f"{models / 'generator'} + law"
     for entry in numbers.values():
-        assert entry["pictures"] == 3
-        assert {"JPEG", str(models / "tokenizer"), str(ordered)} <= set(entry["curves"])
+        assert entry["pictures"] == 2
+        assert {"JPEG", str(models / "generator"), law, str(ordered)} <= set(entry["curves"])
         jpeg = entry["curves"]["JPEG"]
-        assert [point["bits"] for point in jpeg] == sorted(point["bits"] for point in jpeg)
-        assert jpeg[-1]["psnr"] > jpeg[0]["psnr"]
-        assert len(entry["curves"][str(models / "tokenizer")]) == 1
-        assert len(entry["curves"][str(ordered)]) == 6
+        assert [point["means"]["bits"] for point in jpeg] == sorted(point["means"]["bits"] for point in jpeg)
+        assert jpeg[-1]["means"]["psnr"] > jpeg[0]["means"]["psnr"]
+        assert (
+            set(jpeg[0]["means"]) == set(jpeg[0]["errors"]) == {"bytes", "bits", "psnr", "ssim", "efficientnet-lite0"}
+        )
+        (alone,), (predicted,) = entry["curves"][str(models / "generator")], entry["curves"][law]
+        assert predicted["means"]["bytes"] <= alone["means"]["bytes"]
+        assert predicted["means"]["psnr"] == alone["means"]["psnr"]
+        assert [point["label"] for point in entry["curves"][str(ordered)]] == [f"{i} tokens" for i in range(1, 7)]
     assert "JPEG none (its smallest: " in result.out
+    assert re.search(r"beside JPEG: JPEG has no files so small; for the [\d.]+ dB of its \d+ bytes JPEG", result.out)
     refused("add --overwrite", "rate-distortion", pictures / "cats", *words, "--out", out)
     refused("at least one --model", "rate-distortion", pictures / "cats", "--out", tmp_path / "new")
 
 
+def test_pictures_that_a_generator_does_not_predict_are_measured_without_it(run, models, pictures, tmp_path, caplog):
+    words = ("--model", models / "generator", "--metric", "none", "--pictures", 2, "--out", tmp_path / "out")
+    assert run("rate-distortion", pictures / "dogs & more", *words).status == 0
+    assert "is measured without its law: the generator predicts tokens of" in caplog.text
+
+
+def point(**means: float) -> Point:
+    return Point(label="", means=means)
+
+
 def test_between_two_points_the_curve_follows_the_logarithm_of_the_rate():
-    curve = [Point(bits=1.0, psnr=10.0, ssim=0.2), Point(bits=4.0, psnr=20.0, ssim=0.4)]
-    middle = at_rate(curve, 2.0)
-    assert (middle.psnr, middle.ssim) == (pytest.approx(15), pytest.approx(0.3))
-    assert at_rate(curve, 1.0).psnr == 10
+    curve = [point(bytes=10, bits=1.0, psnr=10.0, ssim=0.2), point(bytes=40, bits=4.0, psnr=20.0, ssim=0.4)]
+    middle = at_rate(curve, 2.0).means
+    assert (middle["psnr"], middle["ssim"]) == (pytest.approx(15), pytest.approx(0.3))
+    assert at_rate(curve, 1.0).means["psnr"] == 10
     assert at_rate(curve, 0.9) is at_rate(curve, 4.1) is None
+    assert bytes_for(curve, "psnr", 15) == pytest.approx(20)
+    assert bytes_for(curve, "psnr", 9) is bytes_for(curve, "psnr", 21) is None
+
+
+def test_what_is_lost_is_what_is_worse():
+    one, other = point(bits=1.0, psnr=10.0, ssim=0.2, lpips=0.3), point(bits=2.0, psnr=11.0, ssim=0.2, lpips=0.2)
+    assert lost(one, other) == ["psnr", "lpips"]
+    assert lost(other, one) == []
+
+
+def test_errors_of_means_are_standard_errors():
+    found = mean("", [{"psnr": value} for value in (1.0, 3.0, 5.0, 7.0)])
+    assert found.means == {"psnr": 4.0}
+    assert found.errors["psnr"] == pytest.approx((20 / 3) ** 0.5 / 2)
+    assert mean("", [{"psnr": 1.0}]).errors == {}

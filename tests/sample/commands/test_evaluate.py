@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -16,6 +20,7 @@ from imgtok.data import center_crop, load, read_folder, read_picture, save_png
 from imgtok.generators.condition import Label, LabelConditionConfig
 from imgtok.metrics.features import extract, feature_extractor
 from imgtok.metrics.frechet import FeatureStatistics, frechet_distance
+from imgtok.sample.commands import evaluate as commands
 from imgtok.sample.commands.evaluation import conditions
 
 from .conftest import filled, generator_config
@@ -64,7 +69,7 @@ def test_a_generator_is_scored_on_the_pictures_it_draws(run, models, pictures, t
     assert (pngs.int() - samples.int()).abs().max() <= 1
     found, extractor = result(tmp_path / "a"), feature_extractor("efficientnet-lite0-112")
     assert found["recipe"]["conditions"] == "every class or caption in turn"
-    assert found["recipe"]["reference"] == {"name": str(pictures), "split": "all", "images": 8}
+    assert found["recipe"]["reference"] == {"name": str(pictures), "split": "all", "images": 8, "cached": False}
     assert found["recipe"]["floor"] is None
     # The same pictures as a file, beside the same reference: the same numbers.
     done = run("evaluate", "images", "--images", saved, "--reference", pictures, "--split", "all", "--size", 16, *SMALL,
@@ -140,6 +145,91 @@ def test_generator_and_reference_with_the_same_labels(run, tokenizer_config, tmp
     assert "KD-efflite0-112" in result(tmp_path / "out")["scores"]
 
 
+def test_features_of_a_reference_are_kept_and_change_no_number(run, models, pictures, tmp_path) -> None:
+    words = ("evaluate", "generator", "--model", models / "masked", "--reference", pictures, "--val-share", 0.4,
+             "--images", 4, "--seed", 7, *SMALL)  # fmt: skip
+    runs = [("off", ("--no-cache",)), ("first", ()), ("second", ())]
+    found = {}
+    for name, more in runs:
+        assert run(*words, *more, "--out", tmp_path / name).status == 0
+        found[name] = result(tmp_path / name)
+    assert found["off"]["scores"] == found["first"]["scores"] == found["second"]["scores"]
+    told = {name: [found[name]["recipe"][part]["cached"] for part in ("reference", "floor")] for name, _ in runs}
+    assert told["off"] == [False, False] and told["second"] == [True, True]
+
+
+def test_an_interrupted_evaluation_goes_on_where_it_was(run, refused, models, pictures, tmp_path, monkeypatch) -> None:
+    words = ("evaluate", "generator", "--model", models / "generator", "--reference", pictures, "--images", 14, *SMALL,
+             "--batch-size", 2)  # fmt: skip
+    assert run(*words, "--out", tmp_path / "whole").status == 0
+    drawn, begun = commands.draw, list[int]()
+
+    def stopping(*args: Any, first: int, **rest: Any) -> Iterator[torch.Tensor]:
+        begun.append(first)
+        for i, batch in enumerate(drawn(*args, first=first, **rest)):
+            if i == 5 and len(begun) == 1:
+                raise KeyboardInterrupt
+            yield batch
+
+    monkeypatch.setattr(commands, "draw", stopping)
+    stopped = run(*words, "--out", tmp_path / "out")
+    assert (stopped.status, stopped.out) == (130, "")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["partial"]
+    refused("add --resume to go on with it, or --overwrite to begin anew", *words, "--out", tmp_path / "out")
+    refused("another recipe (seed was 0, now 1)", *words, "--seed", 1, "--resume", "--out", tmp_path / "out")
+    refused("--save-pictures is for one process that draws all images", *words, "--resume",
+            "--save-pictures", tmp_path / "a.npz", "--out", tmp_path / "out")  # fmt: skip
+    assert run(*words, "--resume", "--out", tmp_path / "out").status == 0
+    assert begun == [0, 10]
+    whole, resumed = result(tmp_path / "whole"), result(tmp_path / "out")
+    assert whole["scores"] == resumed["scores"]
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["evaluation.json"]
+    refused("add --overwrite to replace them", *words, "--resume", "--out", tmp_path / "out")
+
+
+def test_intervals_stand_where_there_is_no_floor_or_where_they_are_asked_for(run, refused, pictures, tmp_path) -> None:
+    source, reference = load("emoji64", "val"), tmp_path / "reference.npz"
+    np.savez(reference, arr_0=source.images[:9].permute(0, 2, 3, 1).numpy())
+    np.savez(tmp_path / "images.npz", arr_0=source.images[100:140].permute(0, 2, 3, 1).numpy())
+    words = ("evaluate", "images", "--images", tmp_path / "images.npz", "--size", 64, *SMALL)
+    done = run(*words, "--reference", reference, "--out", tmp_path / "a")
+    assert done.status == 0 and "90% interval" in done.out
+    found = result(tmp_path / "a")
+    assert found["recipe"]["intervals"]["blocks"] == 20
+    for name in ("FD-efflite0-112", "KD-efflite0-112", "recall-efflite0-112"):
+        low, high = found["scores"][name]["interval"]
+        assert low <= found["scores"][name]["value"] <= high
+    few = ("--reference", reference, "--intervals", 0, "--out", tmp_path / "b")
+    assert "90% interval" not in run(*words, *few).out and result(tmp_path / "b")["recipe"]["intervals"] is None
+    refused("from 2 to 20, half of the images; got 21", *words, "--reference", reference, "--intervals", 21,
+            "--out", tmp_path / "c")  # fmt: skip
+
+
+@pytest.mark.slow
+def test_two_processes_score_what_one_scores(models, pictures, tmp_path) -> None:
+    words = ("-m", "imgtok", "evaluate", "generator", "--model", models / "generator", "--reference", pictures,
+             "--images", 13, "--val-share", 0.4, "--batch-size", 4, "--device", "cpu", *SMALL)  # fmt: skip
+    launch = ("-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1")
+    found, told = list[dict[str, Any]](), list[str]()
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "IMGTOK_CACHE": str(tmp_path / "cache")}
+    for launcher in ((*launch, "--mixed_precision", "no", "--dynamo_backend", "no"), ()):
+        command = [sys.executable, *launcher, *words, "--out", tmp_path / str(len(launcher))]
+        done = subprocess.run([str(word) for word in command], capture_output=True, text=True, timeout=300,
+                              env=environment)  # fmt: skip
+        assert done.returncode == 0, done.stderr[-3000:]
+        found.append(result(tmp_path / str(len(launcher))))
+        told.append(done.stdout)
+        environment["IMGTOK_CACHE"] = str(tmp_path / "other cache")
+    two, one = found
+    assert len(list((tmp_path / "cache").rglob("features-*.safetensors"))) == 2
+    assert told[0].count("gFD-efflite0-112") == 1 and two["recipe"]["images"] == 13
+    assert two["recipe"]["reference"] == one["recipe"]["reference"] and two["recipe"]["floor"] == one["recipe"]["floor"]
+    for name, score in one["scores"].items():
+        for number in ("value", "floor"):
+            if number in score:
+                assert two["scores"][name][number] == pytest.approx(score[number], rel=1e-3, abs=1e-4)
+
+
 def test_what_cannot_be_evaluated_is_refused(refused, models, pictures, tmp_path) -> None:
     tokenizer = ("evaluate", "tokenizer", "--tokenizer", models / "tokenizer", "--data", pictures)
     refused("--neighbours must be at least 1", *tokenizer, "--neighbours", 0, "--out", tmp_path / "x")
@@ -151,5 +241,3 @@ def test_what_cannot_be_evaluated_is_refused(refused, models, pictures, tmp_path
     images = ("evaluate", "images", "--images", pictures, "--size", 16, *SMALL, "--out", tmp_path / "x")
     refused("--save-statistics", *images, "--reference", pictures, "--save-statistics", wrong)
     refused("statistics of 5 features, but efficientnet-lite0-112 has 112", *images, "--reference", wrong)
-    multi = ("evaluate", "tokenizer", "--tokenizer", models / "next-scale" / "tokenizer", "--data", pictures)
-    refused("pFID swaps the codes of one codebook", *multi, "--pfid", *SMALL, "--out", tmp_path / "x")

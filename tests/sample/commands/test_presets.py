@@ -1,5 +1,6 @@
 import json
 
+from imgtok import zoo
 from imgtok.generators.presets import PRESETS as GENERATORS
 from imgtok.presets import PRESETS as TOKENIZERS
 from imgtok.train.recipes import GENERATORS as GENERATOR_RECIPES
@@ -17,7 +18,7 @@ def test_the_table_has_a_line_for_every_preset_and_recipe(run):
 
 def test_columns_are_aligned(run):
     lines = run("presets").out.splitlines()
-    start = next(i for i, line in enumerate(lines) if line.startswith("NAME"))
+    start = next(i for i, line in enumerate(lines) if "FILE" in line.split())
     at = lines[start].index("FILE")
     rows = lines[start + 1 : start + 1 + len(TOKENIZERS)]
     assert {line[at - 2 : at] for line in rows} == {"  "}
@@ -28,6 +29,8 @@ def test_columns_are_aligned(run):
 
 def test_json_is_for_programs(run):
     groups = json.loads(run("presets", "--json").out)
+    assert [row["name"] for row in groups["zoo"]] == list(zoo.names())
+    assert all(row["measured"] and row["licence"] for row in groups["zoo"])
     assert [row["name"] for row in groups["tokenizers"]] == list(TOKENIZERS)
     rows = {row["name"]: row for row in groups["generators"]}
     assert list(rows) == list(GENERATORS)

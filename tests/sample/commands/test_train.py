@@ -186,7 +186,7 @@ def test_what_train_tokenizer_refuses(refused, tmp_path, part, words):
 
 def test_configurations_that_are_none(refused, tmp_path):
     path, out = tmp_path / "train.json", ("--out", tmp_path / "run")
-    path.write_text("{}")
+    path.write_text('{"type": "TokenizerTraining"}')
     refused("needs the field 'tokenizer'", "train", "tokenizer", "--config", path, *out)
     path.write_text('{"type": "GeneratorTraining"}')
     refused("is none of TokenizerTraining", "train", "tokenizer", "--config", path, *out)
