@@ -49,3 +49,8 @@ def test_links_between_documents_lead_somewhere(path):
     page = ROOT / path
     for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", page.read_text(encoding="utf-8")):
         assert (page.parent / target).exists(), f"{path} links to {target}"
+
+
+def test_the_example_on_one_dimensional_tokens_runs():
+    (block,) = examples((ROOT / "docs" / "one-dimensional.md").read_text(encoding="utf-8"))
+    exec(compile(block, "docs/one-dimensional.md", "exec"), {})
