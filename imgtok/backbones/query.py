@@ -11,7 +11,8 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from imgtok.backbones.cnn import CNNConfig, Decoder
-from imgtok.backbones.vit import PatchTokens, ViTConfig, table
+from imgtok.backbones.vit import PatchTokens, ViT, ViTConfig, table
+from imgtok.nn.block import ViTBlock
 from imgtok.nn.mask import first_columns
 from imgtok.nn.mlp import init_normal
 from imgtok.nn.nested import NestedDropout
@@ -89,13 +90,19 @@ class QueryConfig:
     """In training, the decoder reads only the first latents, of a random number (One-D-Piece, arXiv:2501.10064), so
     that any number will do and the first matter most. None: it always reads all."""
 
+    matched: bool = False
+    """Training from scratch begins with each query looking at one patch, and each patch of the decoder at one code, in
+    order: otherwise it takes long until attention has found out what belongs together."""
+
     def __post_init__(self) -> None:
         if len(self.latents) not in (1, 2) or min(self.latents) < 1:
             raise ValueError(f"latents must be (number,) or (rows, columns), each at least 1, got {self.latents}")
         if self.branches < 1:
             raise ValueError(f"branches must be at least 1, got {self.branches}")
-        if len(self.latents) == 2 and (self.scrambled or self.nested):
-            raise ValueError(f"scrambled and nested are for latents in a sequence, not for a grid {self.latents}")
+        if len(self.latents) == 2 and (self.scrambled or self.nested or self.matched):
+            raise ValueError(
+                f"scrambled, nested and matched are for latents in a sequence, not for a grid {self.latents}"
+            )
         if self.nested:
             self.nested.lengths(self.latents[0])  # which refuses too few
 
@@ -158,6 +165,9 @@ class Query(nn.Module):
         self.config = config
         self.encoder = QueryEncoder(config)
         self.decoder = QueryDecoder(config)
+        if config.matched:
+            match(self.encoder.patches.positions, self.encoder.queries, self.encoder.vit)
+            match(self.decoder.canvas, self.decoder.code_positions, self.decoder.vit)
 
     def encode(self, images: Tensor) -> Tensor:
         self.config.patches_of(images.shape[-2], images.shape[-1])  # which refuses what cannot be cut
@@ -327,6 +337,22 @@ class CodeHead(nn.Module):
     @property
     def last_layer(self) -> nn.Parameter:
         return cast(nn.Parameter, self.cnn.conv_out.weight)
+
+
+@torch.no_grad()
+def match(places: Tensor, others: Tensor, vit: ViT) -> None:
+    """Gives each of `others`, ... n c, the vector of one of the `places`, h w c, in order; and lets `vit` begin with
+    looking at tokens that are alike. Positions are as large as what they are added to.
+    """
+    nn.init.normal_(places, std=0.6)
+    flat, count = places.flatten(0, 1), others.shape[-2]
+    others.copy_(flat[torch.arange(count) * len(flat) // count])
+    attention = cast(ViTBlock, vit.blocks[0]).attention
+    q, k, v = attention.qkv.weight.chunk(3)
+    nn.init.orthogonal_(q, gain=1.4)  # sharp, but not blind for others
+    k.copy_(q)
+    for weight in (v, attention.proj.weight):
+        nn.init.orthogonal_(weight)
 
 
 def resized(vectors: Tensor, shape: tuple[int, ...]) -> Tensor:

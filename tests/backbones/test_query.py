@@ -268,3 +268,28 @@ def test_features_are_the_class_token_and_the_patches():
     assert torch.equal(features.whole, tokens[:, 0])
     assert torch.equal(features.patches[:, 1, 2], tokens[:, 1 + 3 + 2])
     assert features.patches.shape == (2, 2, 3, 16)
+
+
+@pytest.mark.parametrize(("matched", "least", "most"), [(True, 0.7, 1.0), (False, 0.0, 0.4)])
+def test_matched_queries_and_codes_begin_with_their_own_patch(matched: bool, least: float, most: float) -> None:
+    torch.manual_seed(0)
+    vit = ViTConfig(width=64, depth=1, num_heads=2)
+    config = QueryConfig(latents=(16,), patch_size=4, grid=(4, 4), encoder=vit, decoder=vit, matched=matched)
+    backbone, draw = config.build().eval(), torch.Generator().manual_seed(0)
+    images, latents = torch.randn(1, 3, 16, 16, generator=draw), torch.randn(1, 16, 64, generator=draw)
+    found = []
+    for place in range(16):
+        row, column = 4 * (place // 4), 4 * (place % 4)
+        other = images.clone()
+        other[..., row : row + 4, column : column + 4] *= -1
+        found.append((backbone.encode(other) - backbone.encode(images)).norm(dim=-1)[0].argmax() == place)
+        swapped = latents.clone()
+        swapped[:, place] *= -1
+        changes = backbone.decoder.patch_features(swapped, (4, 4)) - backbone.decoder.patch_features(latents, (4, 4))
+        found.append(changes.norm(dim=-1).flatten().argmax() == place)
+    assert least <= torch.stack(found).float().mean() <= most
+
+
+def test_matched_is_for_sequences() -> None:
+    with pytest.raises(ValueError, match="scrambled, nested and matched are for latents in a sequence"):
+        QueryConfig(latents=(4, 4), matched=True)

@@ -8,7 +8,7 @@ from imgtok.backbones.cnn import CNNConfig
 from imgtok.backbones.query import CNNHeadConfig, QueryConfig
 from imgtok.backbones.vit import ViTConfig
 from imgtok.nn.nested import NestedDropout
-from imgtok.quantizers.vector import VectorConfig
+from imgtok.quantizers.scalar import ScalarConfig
 from imgtok.tokenizer import TokenizerConfig
 from imgtok.train.config import (
     ImageDataConfig,
@@ -43,8 +43,9 @@ TOKENIZER = TokenizerConfig(
         decoder=ViTConfig(width=128, depth=3, num_heads=4, mlp_ratio=4.0),
         head=CNNHeadConfig(cnn=PIXELS),
         nested=NestedDropout(law="powers", per="image", share=0.5),
+        matched=True,
     ),
-    quantizer=VectorConfig(codebook_size=512, codebook_dim=8, learning="ema", ema_decay=0.99),
+    quantizer=ScalarConfig(levels=(8, 8, 8)),  # a learned codebook is given up while attention learns where to look
 )
 
 
@@ -54,7 +55,7 @@ def tokenizer() -> TokenizerTraining:
         tokenizer=TOKENIZER,
         loop=LoopConfig(steps=5000, batch_size=16, ema_decay=0.99, evaluate_every=1000, checkpoint_every=1000),
         data=ImageDataConfig(source="emoji64", flip=True),
-        loss=TokenizerLossConfig(l1=1.0, l2=1.0, commitment=0.25, codebook=0.0),
+        loss=TokenizerLossConfig(l1=1.0, l2=1.0),
         optimizer=OptimizerConfig(
             lr=2e-3,
             muon_lr=0.02,
@@ -62,7 +63,7 @@ def tokenizer() -> TokenizerTraining:
             weight_decay=0.01,
             max_grad_norm=1.0,
             schedule="cosine",
-            warmup_steps=100,
+            warmup_steps=20,
         ),
     )
 
@@ -74,7 +75,7 @@ def proxy() -> ProxyTraining:
         tokenizer=base.tokenizer,
         loop=replace(base.loop, steps=3000),
         data=base.data,
-        loss=ProxyLossConfig(proxy=1.0, commitment=0.25, codebook=0.0),
+        loss=ProxyLossConfig(proxy=1.0),
         optimizer=base.optimizer,
     )
 
