@@ -42,6 +42,8 @@ class Card:
     measured: dict[str, float] = field(default_factory=dict)
     """Scores by name."""
     sampling: Sampling = Sampling()
+    shown: tuple[dict[str, str], ...] = ()
+    """Labels by name, of what is drawn where none are asked for."""
 
 
 def names() -> tuple[str, ...]:

@@ -111,7 +111,8 @@ def generate(
 ) -> None:
     """Draw images. Image i of a seed is the same whatever the batch size and the number of images.
 
-    Without --label, every class of the generator's first label set is drawn in turn.
+    Without --label, every class of the generator's first label set is drawn in turn; of a pair of the zoo, what its
+    card names. Without anything at all, the best pair of the zoo draws.
 
     Args:
         model: Generator: a pair of the zoo (`imgtok presets` lists them), a folder that training or `imgtok convert`
@@ -180,7 +181,8 @@ def generate(
         draft_stages=draft_stages,
         smooth=smooth,
     )
-    wanted = wanted_images(model_config.condition, label, features, num)
+    shown = zoo.card(model).shown if model in zoo.names() and not label else ()
+    wanted = wanted_images(model_config.condition, label, features, num, shown)
     partner = tokenizer or tokenizer_of(model)
     loaded, decoder = load_pair(model, weights, partner, tokenizer_weights, where, DTYPES[dtype])
     generator: Any = loaded if compile else packed(loaded)
@@ -282,9 +284,13 @@ def told(statistics: Statistics) -> list[str]:
 
 
 def wanted_images(
-    config: LabelConditionConfig | TextConditionConfig, words: Sequence[str], features: Path | None, num: int | None
+    config: LabelConditionConfig | TextConditionConfig,
+    words: Sequence[str],
+    features: Path | None,
+    num: int | None,
+    shown: Sequence[Mapping[str, str]] = (),
 ) -> Wanted:
-    """What --label or --features, and --num, ask for."""
+    """What --label or --features, and --num, ask for; `shown`: labels of what is drawn, in turn, without --label."""
     if num is not None:
         check_positive("num", num)
     if isinstance(config, TextConditionConfig):
@@ -293,16 +299,21 @@ def wanted_images(
         return captioned(config, features, num)
     if features is not None:
         raise ValueError(f"--features {features}: this generator is told labels, not texts; {known_labels(config)}")
-    return labelled(config, words, num)
+    return labelled(config, words, num, shown)
 
 
-def labelled(config: LabelConditionConfig, words: Sequence[str], num: int | None) -> Wanted:
+def labelled(
+    config: LabelConditionConfig, words: Sequence[str], num: int | None, shown: Sequence[Mapping[str, str]] = ()
+) -> Wanted:
     chosen, first = chosen_labels(config, words), config.labels[0]
     if chosen:
         rows = [chosen] * (num or FEW)
+    elif shown:
+        each = [chosen_labels(config, [f"{name}={value}" for name, value in row.items()]) for row in shown]
+        rows = [each[i % len(each)] for i in range(num or len(each))]
     else:
-        each = first.size if first.size > 1 else FEW
-        rows = [{first.name: i % first.size} for i in range(num or each)]
+        few = first.size if first.size > 1 else FEW
+        rows = [{first.name: i % first.size} for i in range(num or few)]
     numbers = [[row.get(label.name, label.size) for label in config.labels] for row in rows]
     values = {label.name: label.values or range(label.size) for label in config.labels}
     return Wanted(torch.tensor(numbers), [{name: values[name][number] for name, number in row.items()} for row in rows])

@@ -57,6 +57,7 @@ def test_a_tokenizer_with_queries_learns_and_encodes_a_data_set(
     assert loaded.decode(tokens).shape == (2, 3, 16, 16)
 
 
+@pytest.mark.slow
 def test_trained_with_nested_dropout_the_first_token_tells_more_than_the_mean_colour_and_all_tell_most(
     tokenizer_training, pictures, tmp_path
 ):

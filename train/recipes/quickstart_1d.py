@@ -39,8 +39,8 @@ TOKENIZER = TokenizerConfig(
         latents=(64,),
         patch_size=8,
         grid=(8, 8),
-        encoder=ViTConfig(width=128, depth=3, num_heads=4, mlp_ratio=4.0),
-        decoder=ViTConfig(width=128, depth=3, num_heads=4, mlp_ratio=4.0),
+        encoder=ViTConfig(width=96, depth=2, num_heads=4, mlp_ratio=4.0),
+        decoder=ViTConfig(width=96, depth=3, num_heads=4, mlp_ratio=4.0),
         head=CNNHeadConfig(cnn=PIXELS),
         nested=NestedDropout(law="powers", per="image", share=0.5),
         matched=True,
@@ -53,7 +53,7 @@ def tokenizer() -> TokenizerTraining:
     """By mean errors alone, from pixels at once; half of the pictures of a batch are decoded from 1, 2, 4, … tokens."""
     return TokenizerTraining(
         tokenizer=TOKENIZER,
-        loop=LoopConfig(steps=5000, batch_size=16, ema_decay=0.99, evaluate_every=1000, checkpoint_every=1000),
+        loop=LoopConfig(steps=3500, batch_size=16, ema_decay=0.99, evaluate_every=500, checkpoint_every=500),
         data=ImageDataConfig(source="emoji64", flip=True),
         loss=TokenizerLossConfig(l1=1.0, l2=1.0),
         optimizer=OptimizerConfig(

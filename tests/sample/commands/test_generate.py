@@ -284,12 +284,12 @@ def test_an_output_that_is_a_file(refused, models, tmp_path):
 def test_a_mistyped_option_is_answered_with_the_nearest(run, models):
     result = run("generate", "--model", models / "generator", "--guidence", 2)
     assert result.status == 2
-    assert "--guidance FLOAT" in result.out + result.err
+    assert "--guidance" in result.out + result.err
 
 
 def test_the_help_names_every_default(run, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     result = run("generate", "--help")
     assert result.status == 0
-    for part in ("--label", "repeatable", "(default: samples)", "(default: 3.0)", "--no-grid"):
+    for part in ("--label", "repeatable", "(default: samples)", "(default: emoji64-gpt)", "--no-grid"):
         assert part in result.out

@@ -10,7 +10,7 @@ from imgtok.train.recipes import TOKENIZERS as TOKENIZER_RECIPES
 def test_the_table_has_a_line_for_every_preset_and_recipe(run):
     result = run("presets")
     assert (result.status, result.err) == (0, "")
-    names = [*TOKENIZERS, *GENERATORS, *TOKENIZER_RECIPES, *GENERATOR_RECIPES]
+    names = [*zoo.names(), *TOKENIZERS, *GENERATORS, *TOKENIZER_RECIPES, *GENERATOR_RECIPES]
     assert [line.split()[0] for line in result.out.splitlines() if line.split(" ")[0] in names] == names
     for part in ("71.9 M", "rFID 2.19", "gFID 5.46", "MIT", "FoundationVision/LlamaGen/c2i_B_256.pt", "emoji64"):
         assert part in result.out
