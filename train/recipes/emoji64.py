@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from imgtok.backbones.cnn import CNNConfig
+from imgtok.nn.nested import NestedDropout
 from imgtok.train.config import PerturbConfig, TokenizerTraining
 from imgtok.train.generator_config import GeneratorTraining, NextScaleSizes, TransformerSizes
 from imgtok.train.recipes import quickstart, quickstart_1d, quickstart_var
@@ -60,5 +61,17 @@ def one_tokenizer() -> TokenizerTraining:
     return replace(quickstart_1d.tokenizer(), perturb=PerturbConfig(share=0.1))
 
 
+def one() -> GeneratorTraining:
+    """0.5 million parameters, 12 epochs; half of the pictures are learned up to 1, 2, 4, … tokens, and it is told."""
+    base = quickstart.generator()
+    assert isinstance(base.model, TransformerSizes)
+    prefix = NestedDropout(law="powers", per="image", share=0.5)
+    return replace(
+        base,
+        model=replace(base.model, width=88, depth=4, mlp_hidden=240, prefix=prefix, tell_length=True),
+        loop=replace(base.loop, steps=2500, ema_decay=0.998, evaluate_every=1250, checkpoint_every=1250),
+    )
+
+
 TOKENIZERS = {"emoji64-gpt": gpt_tokenizer, "emoji64-var": var_tokenizer, "emoji64-1d": one_tokenizer}
-GENERATORS = {"emoji64-gpt": gpt, "emoji64-var": var}
+GENERATORS = {"emoji64-gpt": gpt, "emoji64-var": var, "emoji64-1d": one}
