@@ -22,7 +22,7 @@ def name(request):
 
 
 def test_there_is_a_pair_of_each_kind_and_the_default_is_one():
-    assert {"emoji64-gpt", "emoji64-var"} <= set(zoo.names())
+    assert {"emoji64-gpt", "emoji64-var", "emoji64-1d"} <= set(zoo.names())
     assert zoo.names()[0] == zoo.DEFAULT
 
 
