@@ -30,6 +30,7 @@ def drawn(pair, *, compile: bool, statistics: Statistics | None = None, **config
     return torch.cat(list(generate_tokens(*pair, sampler, seed=3, statistics=statistics)))
 
 
+@pytest.mark.slow
 @compiler
 def test_compiled_rounds_draw_the_same_are_compiled_once_and_see_new_weights(make_generator):
     """One test, as compiling takes most of its time."""
