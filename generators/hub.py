@@ -11,7 +11,7 @@ from imgtok import zoo
 from imgtok.generators.generator import Generator, GeneratorConfig
 from imgtok.generators.masked import MaskedConfig, MaskedGenerator
 from imgtok.generators.next_scale import NextScaleConfig, NextScaleGenerator
-from imgtok.hub import find_config, load_model
+from imgtok.hub import CONFIG_FILE, find_config, load_model
 
 AnyConfig = GeneratorConfig | NextScaleConfig | MaskedConfig
 AnyGenerator = Generator | NextScaleGenerator | MaskedGenerator
@@ -38,6 +38,16 @@ def load_config(source: str | Path) -> AnyConfig:
     from imgtok.generators.presets import PRESETS
 
     return find_config(zoo.generator_folder(source) or source, CONFIGS, PRESETS)
+
+
+def tokenizer_source(source: str | Path) -> str | None:
+    """The tokenizer that belongs to a generator, as `imgtok.load` takes it; None if it comes without."""
+    from imgtok.generators.presets import PRESETS
+
+    if str(source) in PRESETS:
+        return PRESETS[str(source)].tokenizer
+    folder = zoo.tokenizer_folder(source) or Path(source) / "tokenizer"
+    return str(folder) if (folder / CONFIG_FILE).is_file() else None
 
 
 def load_next_token(source: str | Path, *, weights: str | Path | None = None, **options: Any) -> Generator:

@@ -19,8 +19,7 @@ from imgtok.generators.condition import LabelConditionConfig, TextFeatures
 from imgtok.generators.generator import Generator, GeneratorConfig
 from imgtok.generators.pack import packed
 from imgtok.generators.presets import PRESETS as GENERATORS
-from imgtok.hub import CONFIG_FILE, build_empty
-from imgtok.presets import PRESETS as TOKENIZERS
+from imgtok.hub import build_empty
 from imgtok.sample.compiled import can_compile
 from imgtok.sample.engine import sample_tokens
 from imgtok.sample.guidance import Guidance
@@ -46,7 +45,6 @@ from imgtok.sample.scorer import new_cache
 from imgtok.sample.strategies import ENTRIES, Parts, build_strategy
 from imgtok.sample.strategy import Strategy
 from imgtok.tokencache import TokenCache
-from imgtok.tokenizer import TokenizerConfig
 
 logger = logging.getLogger(__name__)
 
@@ -325,30 +323,24 @@ def conditions(bench: SamplingBench, config: GeneratorConfig, first: int, device
 
 def code_vectors(model: str, device: torch.device) -> Tensor | None:
     """Of the tokenizer inside a generator's folder; random ones for a preset."""
-    config = tokenizer_config_for(model)
-    if config is None:
+    source = generator_hub.tokenizer_source(model)
+    if source is None:
         return None
+    config = tokenizer_hub.load_config(source)
     if model in GENERATORS:
         shape = (config.quantizer.codebook_size, config.quantizer.codebook_dim)
         return torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(device)
-    tokenizer = tokenizer_hub.load(Path(model) / "tokenizer", device=device)
+    tokenizer = tokenizer_hub.load(source, device=device)
     return tokenizer.quantizer.codes(torch.arange(config.quantizer.codebook_size, device=device))
 
 
 def decode_seconds(bench: SamplingBench, device: torch.device) -> float | None:
     """For one image, by the tokenizer that belongs to the generator; None if that is unknown."""
-    config = tokenizer_config_for(bench.model)
-    if config is None:
+    source = generator_hub.tokenizer_source(bench.model)
+    if source is None:
         return None
+    config = tokenizer_hub.load_config(source)
     tokenizer = materialize(build_empty(config), device, DTYPES[bench.dtype]).to(memory_format=torch.channels_last)
     indices = torch.zeros(1, config.layout.num_tokens, dtype=torch.int64, device=device)
     tokenizer.decode(indices)
     return alternate({"decoding": lambda: tokenizer.decode(indices)}, bench.repeats, device)["decoding"]
-
-
-def tokenizer_config_for(generator: str) -> TokenizerConfig | None:
-    if generator in GENERATORS:
-        name = GENERATORS[generator].tokenizer
-        return TOKENIZERS[name].config if name else None
-    inside = Path(generator) / "tokenizer"
-    return tokenizer_hub.load_config(inside) if (inside / CONFIG_FILE).is_file() else None

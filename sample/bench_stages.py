@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from copy import deepcopy
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -159,13 +158,13 @@ def warm_up(name: str, contender: Contender, device: torch.device) -> int | None
 
 
 def load_pair(bench: SamplingBench, device: torch.device) -> Pair:
+    tokenizer = generator_hub.tokenizer_source(bench.model)
+    if tokenizer is None:
+        raise ValueError(f"{bench.model} names no tokenizer, which a next-scale generator needs; choose another preset")
     if bench.model not in GENERATORS:
         generator = generator_hub.load(bench.model, device=device)
         assert isinstance(generator, NextScaleGenerator)
-        return Pair(generator, tokenizer_hub.load(Path(bench.model) / "tokenizer", device=device))
-    tokenizer = GENERATORS[bench.model].tokenizer
-    if tokenizer is None:
-        raise ValueError(f"{bench.model} names no tokenizer, which a next-scale generator needs; choose another preset")
+        return Pair(generator, tokenizer_hub.load(tokenizer, device=device))
     generator, decoder = (build_empty(part.config) for part in (GENERATORS[bench.model], TOKENIZERS[tokenizer]))
     return Pair(materialize(generator, device), materialize(decoder, device))
 

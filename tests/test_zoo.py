@@ -10,6 +10,8 @@ from safetensors.torch import load_file
 import imgtok
 from imgtok import generators, zoo
 from imgtok.data import load, to_float
+from imgtok.generators.hub import tokenizer_source
+from imgtok.hub import fingerprint
 from imgtok.metrics.image import psnr
 from imgtok.sample.images import SamplerConfig, check_pair, generate
 from imgtok.sample.law import Law
@@ -41,6 +43,12 @@ def test_a_pair_loads_by_its_name_in_float32_and_in_what_is_asked_for(name):
         assert not model.training
         assert {p.dtype for p in model.parameters() if p.is_floating_point()} == {torch.float32}
     assert next(imgtok.load(name, dtype=torch.bfloat16).parameters()).dtype == torch.bfloat16
+
+
+def test_whoever_has_the_generators_name_finds_the_tokenizer(name):
+    source = tokenizer_source(name)
+    assert source is not None
+    assert fingerprint(imgtok.load(source, dtype=torch.float32)) == fingerprint(imgtok.load(name))
 
 
 def test_its_reconstructions_are_as_good_as_its_card_says(name):

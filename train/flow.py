@@ -24,7 +24,6 @@ from imgtok.nn.flow import FlowGuidance, FlowTimes
 from imgtok.nn.nested import NestedDropout
 from imgtok.quantizers.scalar import ScalarConfig
 from imgtok.tokenizer import Tokenizer, TokenizerConfig
-from imgtok.tokens import SequenceLayout
 from imgtok.train.config import ImageDataConfig, LoopConfig, OptimizerConfig
 from imgtok.train.data import ImageBatch
 from imgtok.train.tasks import Output, spread, validation_images
@@ -188,9 +187,8 @@ class FlowTask(nn.Module):
 
     def drawn(self, model: Tokenizer, indices: Tensor) -> Tensor:
         """Pictures of the first indices b k, on the CPU."""
-        layout = SequenceLayout(indices.shape[1])
         with unguided(cast(Flow, model.backbone), self.config.evaluation.num_steps):
-            return torch.cat([model.decode(part, layout).cpu() for part in indices.split(32)])
+            return torch.cat([model.decode(part).cpu() for part in indices.split(32)])
 
     def velocity_error(self, model: Tokenizer, images: Tensor, indices: Tensor) -> float:
         """From all registers, at times that stand for the law of training, and with noise that is always the same."""

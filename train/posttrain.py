@@ -22,7 +22,7 @@ from imgtok.tokencache import TokenCache
 from imgtok.tokenizer import Tokenizer
 from imgtok.train.config import LoopConfig, OptimizerConfig, PictureLossConfig
 from imgtok.train.data import ALONE, Share, batch_positions
-from imgtok.train.tasks import Output, PictureAdversary, PictureLosses, pairs, spread
+from imgtok.train.tasks import Output, PictureAdversary, PictureLosses, pairs, spread, train_decoder_alone, used
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,9 +139,8 @@ class DecoderPostTraining(nn.Module):
     def __init__(self, config: PostTraining, tokenizer: Tokenizer, validation: PairSet | None = None) -> None:
         super().__init__()
         check_decoder(tokenizer)
-        self.model = tokenizer.to(memory_format=torch.channels_last).requires_grad_(False)  # quicker, on CPUs too
-        for part in (self.model.backbone.decoder, self.model.from_codes):
-            part.requires_grad_(True)
+        self.model = tokenizer.to(memory_format=torch.channels_last)  # quicker, on CPUs too
+        train_decoder_alone(self.model)
         self.pictures = PictureLosses(config.loss)
         self.companions = self.pictures.companions
         self.validation = validation
@@ -201,11 +200,6 @@ def cropped(source: ImageSource, rows: Tensor, size: int) -> Tensor:
 def codes(tokenizer: Tokenizer, tokens: Tensor) -> Tensor:
     """b n -> b ... d, what the decoder reads."""
     return tokenizer.quantizer.codes(tokenizer.config.layout.unflatten(tokens))
-
-
-def used(losses: dict[str, Tensor], config: PictureLossConfig) -> dict[str, Tensor]:
-    """Those that have a weight."""
-    return {name: loss for name, loss in losses.items() if getattr(config, name) > 0}
 
 
 def check_decoder(tokenizer: Tokenizer) -> None:

@@ -25,7 +25,7 @@ from imgtok.train.config import (
     TokenizerTraining,
 )
 from imgtok.train.data import ImageBatch
-from imgtok.train.tasks import Output, TokenizerTask
+from imgtok.train.tasks import Output, TokenizerTask, train_decoder_alone
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,17 +128,12 @@ class DecoderTask(TokenizerTask):
         losses = TokenizerLossConfig(**vars(config.loss))
         super().__init__(TokenizerTraining(tokenizer=start.config, loop=config.loop, loss=losses), validation)
         self.model.load_state_dict(start.state_dict())
-        for part in self.frozen:
-            part.requires_grad_(False)
-
-    @property
-    def frozen(self) -> tuple[nn.Module, ...]:
-        return (self.model.backbone.encoder, self.model.to_codes, cast(nn.Module, self.model.quantizer))
+        train_decoder_alone(self.model)
 
     def train(self, mode: bool = True) -> DecoderTask:
         """Encoder and quantizer stay in evaluation mode: they make no losses."""
         super().train(mode)
-        for part in self.frozen:
+        for part in (self.model.backbone.encoder, self.model.to_codes, cast(nn.Module, self.model.quantizer)):
             part.eval()
         return self
 

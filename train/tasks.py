@@ -120,8 +120,9 @@ class TokenizerTask(nn.Module):
             losses["semantic"] = config.semantic * self.semantic(images, codes, self.model.to_codes)
         for name, loss in result.quantized.losses.items():
             losses[name] = getattr(config, name) * loss
-        used = {name: loss for name, loss in losses.items() if getattr(config, name) > 0}
-        return Output(used, {}, (images, output.detach(), result.latents.detach(), result.quantized.indices))
+        return Output(
+            used(losses, config), {}, (images, output.detach(), result.latents.detach(), result.quantized.indices)
+        )
 
     def perturbation(self, step: int, generator: torch.Generator) -> Callable[[Tensor], Quantized] | None:
         """What quantises at this step in place of the quantizer; None: it does itself."""
@@ -257,6 +258,18 @@ class PictureAdversary(nn.Module):
     def fooling(self, images: Tensor, generator: torch.Generator) -> Tensor:
         logits = self.network(images, generator).float()
         return hinge_generator(logits) if self.config.adversarial_loss == "hinge" else non_saturating_generator(logits)
+
+
+def used(losses: dict[str, Tensor], weights: Any) -> dict[str, Tensor]:
+    """Those that have a weight, by their name."""
+    return {name: loss for name, loss in losses.items() if getattr(weights, name) > 0}
+
+
+def train_decoder_alone(tokenizer: Tokenizer) -> None:
+    """Freezes all that comes before the codes, and the codes: encoder and tokens do not change in any bit."""
+    tokenizer.requires_grad_(False)
+    for part in (tokenizer.from_codes, tokenizer.backbone.decoder):
+        part.requires_grad_(True)
 
 
 def validation_images(source: ImageSource, size: int, most: int = 1000) -> Tensor:

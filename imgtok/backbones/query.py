@@ -89,7 +89,6 @@ class QueryConfig:
     nested: NestedDropout | None = None
     """In training, the decoder reads only the first latents, of a random number (One-D-Piece, arXiv:2501.10064), so
     that any number will do and the first matter most. None: it always reads all."""
-
     matched: bool = False
     """Training from scratch begins with each query looking at one patch, and each patch of the decoder at one code, in
     order: otherwise it takes long until attention has found out what belongs together."""

@@ -59,10 +59,6 @@ def card(name: str) -> Card:
     return configs.load(Card, ROOT / name / CARD_FILE)
 
 
-def write_card(card: Card, folder: Path) -> None:
-    configs.save(card, folder / CARD_FILE)
-
-
 def generator_folder(source: str | Path) -> Path | None:
     """Where the generator of the pair with this name is; None if there is none."""
     return ROOT / str(source) if str(source) in names() else None

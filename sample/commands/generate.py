@@ -22,11 +22,10 @@ from imgtok.data import grid as sheet
 from imgtok.data import save_png, to_uint8
 from imgtok.generators.condition import LabelConditionConfig, TextConditionConfig, TextFeatures
 from imgtok.generators.generator import Generator
-from imgtok.generators.hub import AnyGenerator, load, load_config, load_next_token
+from imgtok.generators.hub import AnyGenerator, load, load_config, load_next_token, tokenizer_source
 from imgtok.generators.next_scale import NextScaleGenerator
 from imgtok.generators.pack import packed
 from imgtok.generators.presets import PRESETS
-from imgtok.hub import CONFIG_FILE
 from imgtok.presets import PRESETS as TOKENIZERS
 from imgtok.sample.commands.common import (
     Device,
@@ -366,11 +365,7 @@ def suited(
 
 def tokenizer_of(model: str) -> str:
     """The tokenizer that belongs to a generator."""
-    if model in PRESETS:
-        found = PRESETS[model].tokenizer
-    else:
-        folder = zoo.tokenizer_folder(model) or Path(model) / "tokenizer"
-        found = str(folder) if (folder / CONFIG_FILE).is_file() else None
+    found = tokenizer_source(model)
     if found is None:
         raise ValueError(f"{model} comes without its tokenizer; name a folder or a preset with --tokenizer")
     return found

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import logging
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -17,6 +16,7 @@ from imgtok import config as configs
 from imgtok import hub
 from imgtok.generators.condition import Label
 from imgtok.sample.commands.common import Device, Flag, check_place, command_line, contents, set_threads
+from imgtok.sample.evaluate import is_first
 from imgtok.train.generator_config import GeneratorTraining
 from imgtok.train.loop import Outcome, Stopped
 from imgtok.train.posttrain import PostTraining
@@ -93,7 +93,7 @@ def generator(words: Sequence[str]) -> None:
         "generator", words, Job[GeneratorOptions, GeneratorTraining], required, GeneratorTraining, GENERATORS
     )
     prepare(options)
-    if is_first_process():
+    if is_first():
         check_fit(training, options)
     with stopping():
         outcome = train_generator(
@@ -209,7 +209,7 @@ def overview(kind: str, recipes: Mapping[str, Callable[[], Training]]) -> str:
 def prepare(options: Options) -> None:
     """Checks and settings before a run. Of several processes only the first speaks, and looks at --out."""
     set_threads(options.threads)
-    if not is_first_process():
+    if not is_first():
         logging.getLogger("imgtok").setLevel(logging.ERROR)
         return
     check_place(options.out)
@@ -232,19 +232,14 @@ def stopping() -> Iterator[None]:
     try:
         yield
     except Stopped as stopped:
-        if not is_first_process():
+        if not is_first():
             raise SystemExit(130) from None
         raise KeyboardInterrupt(str(stopped)) from stopped
 
 
-def is_first_process() -> bool:
-    """Of those that accelerate launches."""
-    return os.environ.get("RANK", "0") == "0"
-
-
 def report(out: Path, outcome: Outcome, following: Sequence[Sequence[object]]) -> None:
     """What was written, and commands to try next."""
-    if not is_first_process():
+    if not is_first():
         return
     numbers = "".join(f", {name} {value:.4g}" for name, value in outcome.metrics.items())
     print(f"{out}: trained in {outcome.seconds:.0f} s, {outcome.rows_per_second:.3g} images/s{numbers}")

@@ -7,6 +7,8 @@ paper's learning rates are those of muP; here one falls with the width of the de
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from imgtok.backbones.flow import FlowConfig
 from imgtok.backbones.trunk import TrunkConfig
 from imgtok.backbones.vae import PixelsConfig
@@ -15,9 +17,10 @@ from imgtok.nn.nested import NestedDropout
 from imgtok.presets.flextok import released
 from imgtok.quantizers.scalar import ScalarConfig
 from imgtok.tokenizer import TokenizerConfig
-from imgtok.train.config import ImageDataConfig, LoopConfig, OptimizerConfig, TokenDataConfig
+from imgtok.train.config import ImageDataConfig, LoopConfig, OptimizerConfig
 from imgtok.train.flow import FlowEvaluation, FlowLossConfig, FlowTraining
 from imgtok.train.generator_config import GeneratorTraining, TransformerSizes
+from imgtok.train.recipes import quickstart
 
 AUTOENCODER = "EPFL-VILAB/flextok_vae_c16"
 KEPT = NestedDropout(law="uniform", per="image")
@@ -81,22 +84,9 @@ def quickstart_flow() -> FlowTraining:
 
 def quickstart_generator() -> GeneratorTraining:
     """Of any number of these tokens, which it is told."""
-    return GeneratorTraining(
-        model=TransformerSizes(
-            width=256,
-            depth=4,
-            num_heads=4,
-            mlp_hidden=688,
-            embedding_std=0.15,
-            drop_labels={"subcategory": 0.2, "style": 0.1},
-            prefix=KEPT,
-            tell_length=True,
-            drop_length=0.1,
-        ),
-        loop=LoopConfig(steps=2600, batch_size=16, ema_decay=0.995, evaluate_every=500, checkpoint_every=500),
-        data=TokenDataConfig(source="emoji64", flip=True, shifts=2, max_shift=2),
-        optimizer=OptimizerConfig(lr=2e-3, weight_decay=0.05, schedule="cosine", warmup_steps=50),
-    )
+    base = quickstart.generator()
+    assert isinstance(base.model, TransformerSizes)
+    return replace(base, model=replace(base.model, prefix=KEPT, tell_length=True, drop_length=0.1))
 
 
 FLOWS = {

@@ -10,15 +10,9 @@ from imgtok.backbones.vit import ViTConfig
 from imgtok.nn.nested import NestedDropout
 from imgtok.quantizers.scalar import ScalarConfig
 from imgtok.tokenizer import TokenizerConfig
-from imgtok.train.config import (
-    ImageDataConfig,
-    LoopConfig,
-    OptimizerConfig,
-    PictureLossConfig,
-    TokenizerLossConfig,
-    TokenizerTraining,
-)
+from imgtok.train.config import PictureLossConfig, TokenizerLossConfig, TokenizerTraining
 from imgtok.train.proxy import DecoderTraining, ProxyLossConfig, ProxyTraining
+from imgtok.train.recipes import quickstart
 
 # Only the decoder of this CNN is used: from the 8 x 8 patches to 16 x 16 and 32 x 32 places of 2 x 2 pixels each.
 PIXELS = CNNConfig(
@@ -51,20 +45,13 @@ TOKENIZER = TokenizerConfig(
 
 def tokenizer() -> TokenizerTraining:
     """By mean errors alone, from pixels at once; half of the pictures of a batch are decoded from 1, 2, 4, … tokens."""
-    return TokenizerTraining(
+    base = quickstart.tokenizer()
+    return replace(
+        base,
         tokenizer=TOKENIZER,
-        loop=LoopConfig(steps=3500, batch_size=16, ema_decay=0.99, evaluate_every=500, checkpoint_every=500),
-        data=ImageDataConfig(source="emoji64", flip=True),
+        loop=replace(base.loop, steps=3500),
         loss=TokenizerLossConfig(l1=1.0, l2=1.0),
-        optimizer=OptimizerConfig(
-            lr=2e-3,
-            muon_lr=0.02,
-            betas=(0.9, 0.95),
-            weight_decay=0.01,
-            max_grad_norm=1.0,
-            schedule="cosine",
-            warmup_steps=20,
-        ),
+        optimizer=replace(base.optimizer, warmup_steps=20),
     )
 
 
