@@ -58,6 +58,7 @@ def reconstruct(
     out: Path,
     size: int | None = None,
     scales: int | None = None,
+    num_tokens: int | None = None,
     weights: Path | None = None,
     overwrite: Flag = False,
     device: Device = "auto",
@@ -73,6 +74,7 @@ def reconstruct(
         out: Folder for the reconstructions and comparison.png, originals beside reconstructions.
         size: Scale the short side to this and crop to a square first; None: as they are.
         scales: Decode from this many of the coarsest scales only, for a tokenizer that has several; None: all.
+        num_tokens: Decode from this many of the first tokens only, where these matter most; None: all.
         weights: The preset's published file, instead of a download.
         overwrite: Replace files of equal names in --out.
         device: auto: CUDA if there is one, else the CPU.
@@ -88,9 +90,11 @@ def reconstruct(
     tokenizer = load_tokenizer(model, weights, find_device(device))
     check_size(size, tokenizer)
     check_scales(scales, tokenizer)
+    if num_tokens is not None:
+        tokenizer.config.check_prefix(num_tokens, tokenizer.config.layout)
     width = min(max(map(len, targets)), 48)
     scores, compared = list[tuple[float, float]](), list[Pair]()
-    for target, pair in zip(targets, reconstructed(tokenizer, sources, size, scales), strict=True):
+    for target, pair in zip(targets, reconstructed(tokenizer, sources, size, scales, num_tokens), strict=True):
         if pair is not None:
             save_png(out / target, pair.reconstruction)
             print(score_line(target, pair.psnr, pair.ssim, width))
@@ -140,7 +144,11 @@ def check_scales(scales: int | None, tokenizer: Tokenizer) -> None:
 
 
 def reconstructed(
-    tokenizer: Tokenizer, sources: list[ImageSource], size: int | None, scales: int | None = None
+    tokenizer: Tokenizer,
+    sources: list[ImageSource],
+    size: int | None,
+    scales: int | None = None,
+    num_tokens: int | None = None,
 ) -> Iterator[Pair | None]:
     """One by one; None for a picture that cannot be read or is smaller than a token, which the log tells."""
     for source in sources:
@@ -151,7 +159,7 @@ def reconstructed(
                 logger.warning("skipped: %s", error)
                 yield None
             else:
-                yield reconstruct_one(tokenizer, image, scales)
+                yield reconstruct_one(tokenizer, image, scales, num_tokens)
 
 
 def prepare(image: Tensor, name: str, reduction: int, size: int | None) -> Tensor:
@@ -168,9 +176,11 @@ def prepare(image: Tensor, name: str, reduction: int, size: int | None) -> Tenso
     return image[:, top : top + height, left : left + width].contiguous()
 
 
-def reconstruct_one(tokenizer: Tokenizer, image: Tensor, scales: int | None = None) -> Pair:
+def reconstruct_one(
+    tokenizer: Tokenizer, image: Tensor, scales: int | None = None, num_tokens: int | None = None
+) -> Pair:
     original = to_float(image)[None]
-    indices = tokenizer.encode(original.to(tokenizer.from_codes.weight.device))
+    indices = tokenizer.encode(original.to(tokenizer.from_codes.weight.device), num_tokens)
     result = tokenizer.decode(indices, stages=scales, size=size_of(original)).cpu()
     psnr, ssim = metrics.psnr(result, original), metrics.ssim(result, original)
     return Pair(image, to_uint8(result)[0], float(psnr), float(ssim))

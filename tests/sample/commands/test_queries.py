@@ -8,7 +8,8 @@ import torch
 from imgtok import hub
 from imgtok.backbones.query import QueryConfig
 from imgtok.backbones.vit import ViTConfig
-from imgtok.data import read_picture, to_float, to_uint8
+from imgtok.data import center_crop, read_picture, to_float, to_uint8
+from imgtok.nn.nested import NestedDropout
 from imgtok.quantizers.factorized import ProductConfig
 from imgtok.quantizers.gaussian import GaussianConfig
 from imgtok.tokencache import TokenCache
@@ -24,6 +25,7 @@ def saved(tokenizer_config, tmp_path):
     quantizer = tokenizer_config.quantizer
     kinds = {
         "sequence": replace(tokenizer_config, backbone=SEQUENCE),
+        "ordered": replace(tokenizer_config, backbone=replace(SEQUENCE, nested=NestedDropout())),
         "pairs": replace(
             tokenizer_config,
             backbone=replace(SEQUENCE, latents=(3, 3), branches=2),
@@ -44,6 +46,20 @@ def test_a_picture_of_any_size_is_reconstructed(run, saved, pictures, kind, tmp_
     middle = to_float(read_picture(picture)[:, 1:21, 1:17])[None]
     expected = to_uint8(hub.load(saved / kind).reconstruct(middle))[0]
     assert torch.equal(read_picture(tmp_path / "out" / "1.png"), expected)
+
+
+def test_the_first_tokens_alone_are_enough_where_they_matter_most(run, refused, saved, pictures, tmp_path):
+    picture = pictures / "dogs & more" / "1.png"
+    words = ("reconstruct", picture, "--size", 16, "--out", tmp_path / "out")
+    assert run(*words, "--model", saved / "ordered", "--num-tokens", 2).status == 0
+    tokenizer = hub.load(saved / "ordered")
+    tokens = tokenizer.encode(to_float(center_crop(read_picture(picture), 16))[None])
+    expected = to_uint8(tokenizer.decode(tokens[:, :2]))[0]
+    assert torch.equal(read_picture(tmp_path / "out" / "1.png"), expected)
+    for count in (0, 7):
+        more = ("--overwrite", "--num-tokens", count)
+        refused("num_tokens must be 1 to 6", *words, "--model", saved / "ordered", *more)
+    refused("needs all 6 tokens", *words, "--model", saved / "sequence", "--overwrite", "--num-tokens", 2)
 
 
 @pytest.mark.parametrize(("kind", "shape", "told"), [("sequence", (6,), "6 tokens"), ("pairs", (9, 2), "3 x 3 tokens")])
