@@ -12,24 +12,22 @@ import torch
 from torch import Tensor, nn
 
 from imgtok.backbones.flow import Flow, FlowConfig
-from imgtok.backbones.semantic import DINOV2, AlignmentHead, FrozenTeacher, alignment_loss, dinov2
 from imgtok.backbones.vae import KL, KLConfig
 from imgtok.data import ImageSource, grid
 from imgtok.data.transforms import to_float, to_uint8
-from imgtok.metrics.features import EfficientNetStage
-from imgtok.metrics.frozen import efficientnet_lite0_network
 from imgtok.metrics.image import psnr
 from imgtok.metrics.tokens import code_usage, perplexity
 from imgtok.nn.flow import FlowGuidance, FlowTimes
 from imgtok.nn.nested import NestedDropout
 from imgtok.quantizers.scalar import ScalarConfig
 from imgtok.tokenizer import Tokenizer, TokenizerConfig
+from imgtok.train.alignment import AlignmentHead, alignment_loss
 from imgtok.train.config import ImageDataConfig, LoopConfig, OptimizerConfig
 from imgtok.train.data import ImageBatch
 from imgtok.train.tasks import Output, spread, validation_images
+from imgtok.train.teachers import patch_teacher
 
 SHOWN = 8  # pictures of a preview
-LITE0_BLOCKS, LITE0_WIDTH, LITE0_SIZE = 11, 112, 224  # up to the last block of a sixteenth of the resolution
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,7 +122,7 @@ class FlowTask(nn.Module):
         if config.autoencoder is not None:
             cast(KL, self.model.backbone.vae).read(config.autoencoder)
         self.upkeep = self.model.quantizer.upkeep()
-        teacher = None if loss.teacher == "none" else teacher_network(loss.teacher, loss.teacher_weights)
+        teacher = None if loss.teacher == "none" else patch_teacher(loss.teacher, loss.teacher_weights)
         self.companions: tuple[nn.Module, ...] = () if teacher is None else (teacher,)
         width, hidden = self.model.backbone.config.decoder_channels, loss.alignment_hidden
         self.head = None if teacher is None else AlignmentHead(width, hidden, teacher.width)
@@ -224,11 +222,3 @@ def unguided(flow: Flow, num_steps: int) -> Iterator[None]:
         yield
     finally:
         flow.solver, flow.guidance = before
-
-
-def teacher_network(name: str, weights: str | None) -> FrozenTeacher:
-    """Errors as those of `dinov2` and of `imgtok.metrics.frozen`."""
-    if name in DINOV2:
-        return dinov2(name, weights)
-    stage = EfficientNetStage(efficientnet_lite0_network(weights), LITE0_BLOCKS)
-    return FrozenTeacher(stage.trunk, LITE0_WIDTH, LITE0_SIZE)

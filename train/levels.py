@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from imgtok.backbones.semantic import IMAGENET_MEAN, IMAGENET_STD
 from imgtok.backbones.vit import ImageFeatures, ImageFeaturesConfig, ViTConfig
-from imgtok.convert import State, read_state
+from imgtok.convert import read_state
 from imgtok.hub import build_from_state
 from imgtok.metrics.frozen import efficientnet_lite0_network
 from imgtok.presets.robusttok import convert_timm
+from imgtok.train.teachers import IMAGENET_MEAN, IMAGENET_STD, timm_state
 
 DINO = ImageFeaturesConfig(vit=ViTConfig(width=384, depth=12, num_heads=6), patch_size=16, grid=(14, 14))
 DINO_BLOCKS = (2, 5, 8, 11)
@@ -100,18 +99,6 @@ def dino(weights: str | None = None) -> ViTLevels:
     """
     state, source = (read_state(weights), weights) if weights else (timm_state(DINO_TIMM), DINO_TIMM)
     return ViTLevels(build_from_state(DINO, convert_timm(state), source), DINO_BLOCKS)
-
-
-def timm_state(name: str) -> State:
-    try:
-        import timm
-    except ImportError as error:
-        raise ImportError(
-            f"{name} comes through timm: pip install imgtok[teachers], or give a file of its weights "
-            "(discriminator.weights)"
-        ) from error
-    model: Any = timm.create_model(name, pretrained=True, num_classes=0)
-    return model.state_dict()
 
 
 def efficientnet(weights: str | None = None) -> ConvLevels:

@@ -3,27 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from imgtok.backbones.semantic import DINOV2, IMAGENET_MEAN, IMAGENET_STD, FrozenTeacher
-from imgtok.backbones.vit import ImageFeatures, ImageFeaturesConfig, ViTConfig
-from imgtok.convert import read_state
-from imgtok.hub import build_from_state
-from imgtok.metrics.features import EfficientNetStage
-from imgtok.metrics.frozen import efficientnet_lite0_network
-from imgtok.presets.robusttok import convert_timm
 from imgtok.quantizers.factorized import ProductConfig
 from imgtok.tokenizer import Tokenizer, TokenizerConfig
-from imgtok.train.levels import timm_state
 from imgtok.train.losses import contrastive
-
-DINOV2_WIDTHS = {"dinov2-s": (384, 12, 6), "dinov2-b": (768, 12, 12), "dinov2-l": (1024, 24, 16)}  # depth, heads
-DINOV2_TRAINED = (37, 37)  # patches, as the published positions have them
-SIZE = 224  # pixels a side: 16 x 16 patches of DINOv2
-LITE0_BLOCKS, LITE0_WIDTH = 16, 320  # all of them
+from imgtok.train.teachers import whole_picture_teacher
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,32 +76,3 @@ def clean_codes(tokenizer: Tokenizer, latents: Tensor, read: Tensor) -> Tensor:
     with torch.no_grad():
         clean = tokenizer.quantizer.codes(tokenizer.quantizer.nearest(latents))
     return read + (clean - read).detach()
-
-
-class ClassToken(nn.Module):
-    """b 3 h w -> b c 1 1: a map of one place, the whole picture."""
-
-    def __init__(self, network: ImageFeatures) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.network(images).whole[:, :, None, None]
-
-
-def whole_picture_teacher(name: str, weights: str | None = None) -> FrozenTeacher:
-    """Whose map's mean is of the whole picture: DINOv2's class token (arXiv:2304.07193), or a classifier's features.
-
-    ImportError if timm or a package is missing, FileNotFoundError and ValueError for a wrong file.
-    """
-    if name in DINOV2:
-        state, source = (read_state(weights), weights) if weights else (timm_state(DINOV2[name]), name)
-        network: Any = build_from_state(dinov2_config(name), convert_timm(state), source)
-        return FrozenTeacher(ClassToken(network), network.config.vit.width, SIZE, IMAGENET_MEAN, IMAGENET_STD)
-    return FrozenTeacher(EfficientNetStage(efficientnet_lite0_network(weights), LITE0_BLOCKS).trunk, LITE0_WIDTH, SIZE)
-
-
-def dinov2_config(name: str) -> ImageFeaturesConfig:
-    width, depth, heads = DINOV2_WIDTHS[name]
-    vit = ViTConfig(width=width, depth=depth, num_heads=heads, layer_scale=1e-5)
-    return ImageFeaturesConfig(vit=vit, patch_size=14, grid=DINOV2_TRAINED)

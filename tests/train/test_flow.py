@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 import imgtok
 from imgtok.backbones.flow import FlowConfig
-from imgtok.backbones.semantic import FrozenTeacher
 from imgtok.backbones.trunk import TrunkConfig
 from imgtok.backbones.vae import KLConfig, PixelsConfig
 from imgtok.config import from_dict, to_dict
@@ -28,6 +27,7 @@ from imgtok.train.log import read
 from imgtok.train.loop import Stopped
 from imgtok.train.recipes import TOKENIZERS
 from imgtok.train.run import train_tokenizer
+from imgtok.train.teachers import FrozenTeacher
 
 TRUNK = TrunkConfig(width=32, depth=2, head_dim=16)
 BACKBONE = FlowConfig(
@@ -138,7 +138,7 @@ def toy_teacher(name: str, weights: str | None) -> FrozenTeacher:
 
 
 def test_a_teacher_is_followed_and_stays_out_of_what_is_saved(training, tmp_path, monkeypatch):
-    monkeypatch.setattr(flow, "teacher_network", toy_teacher)
+    monkeypatch.setattr(flow, "patch_teacher", toy_teacher)
     loss = FlowLossConfig(alignment=0.5, teacher="efficientnet-lite0", alignment_hidden=16)
     loop = replace(training.loop, steps=40, evaluate_every=0, checkpoint_every=40)
     outcome = train_tokenizer(replace(training, loss=loss, loop=loop), tmp_path / "run", device="cpu")
@@ -148,7 +148,7 @@ def test_a_teacher_is_followed_and_stays_out_of_what_is_saved(training, tmp_path
 
 
 def test_alignment_reaches_the_encoder_but_not_the_teacher(training, monkeypatch):
-    monkeypatch.setattr(flow, "teacher_network", toy_teacher)
+    monkeypatch.setattr(flow, "patch_teacher", toy_teacher)
     loss = FlowLossConfig(velocity=1.0, alignment=1.0, teacher="efficientnet-lite0", null=0.0)
     task = FlowTask(replace(training, loss=loss))
     with torch.no_grad():
@@ -211,10 +211,3 @@ def test_other_quantizers_and_contradictions_are_refused(training):
 def test_recipes_are_written_and_read_again(name):
     recipe = TOKENIZERS[name]()
     assert from_dict(FlowTraining, to_dict(recipe)) == recipe
-
-
-def test_the_stand_in_teacher_sees_maps():
-    pytest.importorskip("efficientnet_lite_pytorch")
-    teacher = flow.teacher_network("efficientnet-lite0", None)
-    seen = teacher(torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1)
-    assert seen.shape == (1, teacher.width, 14, 14) and seen.std() > 0.01

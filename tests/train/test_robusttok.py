@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from imgtok.backbones.semantic import FrozenTeacher
 from imgtok.quantizers.factorized import ProductConfig
 from imgtok.quantizers.sign import SignConfig
 from imgtok.quantizers.vector import VectorConfig
@@ -29,6 +28,7 @@ from imgtok.train.run import train_tokenizer
 from imgtok.train.schedules import learning_rate_share, perturbation_share
 from imgtok.train.semantic import SemanticConfig, SemanticLoss
 from imgtok.train.tasks import PictureAdversary, TokenizerTask
+from imgtok.train.teachers import FrozenTeacher
 
 RECIPES = ("robusttok", "robusttok-zero", "xqgan-4096", "xqgan-8192", "imagefolder", "xqgan-msb-4096")
 EPOCH = 1_281_167 / 1024
@@ -198,20 +198,6 @@ def test_of_several_branches_the_last_alone_can_be_compared(tokenizer_training, 
     torch.testing.assert_close(found, contrastive(codes[..., 3:].mean((1, 2)), features))
     with pytest.raises(ValueError, match="VectorConfig has no branches; use all"):
         SemanticLoss(SemanticConfig(teacher="dinov2-b", branch="last"), tokenizer_training.tokenizer)
-
-
-def test_efficientnet_stands_in_for_dinov2() -> None:
-    network = semantic.whole_picture_teacher("efficientnet-lite0")
-    found = network(pictures(1, size=32))
-    assert found.shape == (1, 320, 7, 7) and network.width == 320 and found.std() > 0
-
-
-def test_a_class_token_is_a_map_of_one_place() -> None:
-    network = semantic.dinov2_config("dinov2-s")
-    small = replace(network, vit=replace(network.vit, width=12, depth=1, num_heads=2))
-    features = small.build()
-    found = semantic.ClassToken(features)(pictures(2, size=28))  # fewer patches than it was trained on
-    torch.testing.assert_close(found[:, :, 0, 0], features(pictures(2, size=28)).whole)
 
 
 def test_weights_and_teachers_that_contradict_each_other_are_refused() -> None:
