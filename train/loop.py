@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import DataLoader, Dataset
 
-from imgtok import config as configs
 from imgtok.data import save_png
 from imgtok.hub import write_model
 from imgtok.train import checkpoint
@@ -394,20 +393,3 @@ def should_stop(run: Run, asked: list[int]) -> bool:
     if run.step % run.loop.log_every:
         return False
     return bool(run.agree(torch.tensor(bool(asked), device=run.accelerator.device)))
-
-
-def prepare_folder(out: Path, config: Any, resume: bool) -> None:
-    """`out` for a new run, or for going on with the same one. ValueError if there is another run, or none to resume."""
-    path, known = out / "train.json", (out / "train.json").is_file()
-    if out.is_file():
-        raise ValueError(f"{out} is a file; choose a folder for the run")
-    if known and not resume:
-        raise ValueError(f"{out} already holds a run; add --resume to go on with it, or choose another --out")
-    if known and configs.read_json(path) != configs.to_dict(config):
-        raise ValueError(
-            f"{out} holds a run with other settings than these; repeat its settings or choose another --out"
-        )
-    if resume and not known:
-        raise ValueError(f"there is no run to resume in {out}; leave out --resume to start one")
-    if not known:
-        configs.save(config, path)

@@ -6,7 +6,6 @@ import logging
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,7 +13,6 @@ import torch
 from accelerate import Accelerator
 from tqdm import tqdm
 
-from imgtok import config as configs
 from imgtok import hub
 from imgtok.data import ImageSource
 from imgtok.data import load as load_images
@@ -24,7 +22,8 @@ from imgtok.generators.pack import packed
 from imgtok.tokencache import labels_of
 from imgtok.tokenizer import Tokenizer
 from imgtok.train.best import Best
-from imgtok.train.loop import Outcome, fit, prepare_folder
+from imgtok.train.folder import prepare_folder
+from imgtok.train.loop import Outcome, fit
 from imgtok.train.posttrain import DecoderPostTraining, PairBatches, PairSet, PostTraining
 from imgtok.train.preserved import check_post_training, condition_of, make_pairs, open_pairs
 from imgtok.train.randomness import derived_seed
@@ -33,24 +32,14 @@ from imgtok.train.tasks import spread
 
 logger = logging.getLogger(__name__)
 
-PAIR_FILE = "pair.json"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Fingerprints:
-    """Of the pair that a run began with."""
-
-    tokenizer: str
-    generator: str
-
 
 class Pair(NamedTuple):
     tokenizer: Tokenizer
     generator: AnyGenerator
 
     @property
-    def fingerprints(self) -> Fingerprints:
-        return Fingerprints(tokenizer=hub.fingerprint(self.tokenizer), generator=hub.fingerprint(self.generator))
+    def fingerprints(self) -> dict[str, str]:
+        return {"tokenizer": hub.fingerprint(self.tokenizer), "generator": hub.fingerprint(self.generator)}
 
 
 def post_train(
@@ -72,9 +61,7 @@ def post_train(
     share_of(accelerator).of(config.loop, 0)
     if accelerator.is_main_process:
         pair = load_pair(config, tokenizer, generator, accelerator.device)
-        check_same(pair.fingerprints, out / PAIR_FILE)
-        prepare_folder(out, config, resume)
-        configs.save(pair.fingerprints, out / PAIR_FILE)
+        prepare_folder(out, config, resume, pair.fingerprints)
         make_splits(config, pair, out / "tokens")
     accelerator.wait_for_everyone()
     parts = parts_of(config, tokenizer, out / "tokens", accelerator)
@@ -91,19 +78,9 @@ def load_pair(config: PostTraining, tokenizer: str | Path, generator: str | Path
     return pair
 
 
-def check_same(pair: Fingerprints, path: Path) -> None:
-    """ValueError if a run that is there began with another pair."""
-    if not path.is_file():
-        return
-    began = configs.load(Fingerprints, path)
-    for name in ("tokenizer", "generator"):
-        if getattr(began, name) != getattr(pair, name):
-            raise ValueError(f"this {name} is not the one that {path.parent} was started with; choose another --out")
-
-
 def make_splits(config: PostTraining, pair: Pair, folder: Path) -> None:
     """Own and mixed tokens, to folder/train and folder/val."""
-    fingerprint, drawing = pair.fingerprints.tokenizer, packed(pair.generator)
+    fingerprint, drawing = pair.fingerprints["tokenizer"], packed(pair.generator)
     for name, source in splits(config).items():
         logger.info("post-training: tokens of %d pictures to %s", len(source), folder / name)
         with counter(f"tokens ({name})", len(source)) as progress:

@@ -21,9 +21,10 @@ from imgtok.tokenizer import Tokenizer
 from imgtok.train.config import LoopConfig, OptimizerConfig, TokenDataConfig, TokenizerTraining
 from imgtok.train.data import ImageBatches, Share, TokenBatches
 from imgtok.train.flow import FlowTask, FlowTraining
+from imgtok.train.folder import prepare_folder
 from imgtok.train.generator_config import GeneratorTraining, MaskedSizes, NextScaleSizes, TransformerSizes
 from imgtok.train.generator_tasks import GeneratorTask, MaskedTask, NextScaleTask, PrefixTask
-from imgtok.train.loop import Outcome, fit, prepare_folder
+from imgtok.train.loop import Outcome, fit
 from imgtok.train.proxy import DecoderTask, DecoderTraining, ProxyTask, ProxyTraining, check_source
 from imgtok.train.randomness import derived_seed
 from imgtok.train.recipes import AnyTokenizerTraining
@@ -49,7 +50,7 @@ def train_tokenizer(
     out, accelerator = Path(out), accelerator_for(device)
     parts = tokenizer_parts(config, accelerator)
     if accelerator.is_main_process:
-        prepare_folder(out, config, resume)
+        prepare_folder(out, config, resume, origins_of(config))
     accelerator.wait_for_everyone()
     return fit(*parts[:4], out, accelerator=accelerator, name="tokenizer")
 
@@ -87,6 +88,14 @@ def tokenizer_parts(config: AnyTokenizerTraining, accelerator: Accelerator) -> P
     if isinstance(config, (TokenizerTraining, DecoderTraining)):
         optimizers = (config.optimizer, config.discriminator_optimizer)
     return Parts(tokenizer_task(config, validation), batches, optimizers, config.loop, accelerator)
+
+
+def origins_of(config: AnyTokenizerTraining) -> dict[str, str]:
+    """Fingerprints of the trained tokenizers that a stage of two begins with."""
+    if not isinstance(config, (ProxyTraining, DecoderTraining)):
+        return {}
+    name = "teacher" if isinstance(config, ProxyTraining) else "start"
+    return {name: hub.fingerprint(hub.load(check_source(config)))}
 
 
 def image_size_of(config: AnyTokenizerTraining) -> int:

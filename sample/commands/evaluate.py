@@ -55,7 +55,7 @@ from imgtok.sample.commands.evaluation import (
     table,
     write_result,
 )
-from imgtok.sample.commands.generate import load_pair, on_device, tokenizer_of
+from imgtok.sample.commands.generate import load_pair, on_device, suited, tokenizer_of
 from imgtok.sample.commands.token_plots import PLOT, save_plot
 from imgtok.sample.evaluate import (
     Processes,
@@ -207,12 +207,12 @@ def generator(
     tokenizer_weights: Path | None = None,
     features: Path | None = None,
     seed: int = 0,
-    guidance: float = 3.0,
+    guidance: float | None = None,
     guidance_schedule: Literal["constant", "linear", "cosine"] = "constant",
     guidance_power: float = 1.0,
     guidance_steps: int | None = None,
-    temperature: float = 1.0,
-    top_k: int = 0,
+    temperature: float | None = None,
+    top_k: int | None = None,
     top_p: float = 1.0,
     unmasking_steps: int = 8,
     unmasking_noise: float = 1.0,
@@ -249,12 +249,12 @@ def generator(
         tokenizer_weights: The tokenizer preset's published file, instead of a download.
         features: For text: the captions' features, as for `imgtok generate`.
         seed: Any integer.
-        guidance: How far past the unconditional law; 1: no guidance.
+        guidance: How far past the unconditional law; 1: no guidance. None: what suits a pair of the zoo, for others 3.
         guidance_schedule: How guidance rises over an image from 1 to its full strength.
         guidance_power: For cosine: above 1, it rises later.
         guidance_steps: Guide only the first tokens, this many; None: all.
-        temperature: Below 1: likelier tokens are favoured.
-        top_k: Draw among this many likeliest tokens; 0: all.
+        temperature: Below 1: likelier tokens are favoured. None: as for guidance, else 1.
+        top_k: Draw among this many likeliest tokens; 0: all. None: as for guidance, else all.
         top_p: Draw among the likeliest tokens that have this probability together.
         unmasking_steps: For masked generators: network calls an image.
         unmasking_noise: For masked generators: how random the first choice of tokens, and of which of them stay, is.
@@ -294,8 +294,14 @@ def generator(
     cache = FeatureCache(enabled=not no_cache, agree=processes.agree)
     target = compared(reference, split, val_share, size, images, extract, batch_size, cache, processes)
     condition, told = conditions(condition_config, target.source, features, images, seed)
-    law = Law(temperature=temperature, top_k=top_k, top_p=top_p)
-    strength = Guidance(scale=guidance, schedule=guidance_schedule, power=guidance_power, steps=guidance_steps)
+    law, strength = suited(
+        model,
+        guidance,
+        temperature,
+        top_k,
+        Law(top_p=top_p),
+        Guidance(schedule=guidance_schedule, power=guidance_power, steps=guidance_steps),
+    )
     unmasking = Unmasking(steps=unmasking_steps, noise=unmasking_noise, anneal=unmasking_anneal)
     source: Any = packed(loaded)
     way = Tuner(source, strength, min(batch_size, images)) if isinstance(loaded, Generator) else Plain()

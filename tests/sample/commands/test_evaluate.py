@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from imgtok import hub
+from imgtok import hub, zoo
 from imgtok.data import center_crop, load, read_folder, read_picture, save_png
 from imgtok.generators.condition import Label, LabelConditionConfig
 from imgtok.metrics.features import extract, feature_extractor
@@ -143,6 +143,20 @@ def test_generator_and_reference_with_the_same_labels(run, tokenizer_config, tmp
     assert done.status == 0
     assert result(tmp_path / "out")["recipe"]["conditions"] == "every class or caption in turn"  # no labels in an .npz
     assert "KD-efflite0-112" in result(tmp_path / "out")["scores"]
+
+
+def test_a_pair_of_the_zoo_is_scored_as_it_draws(run, tmp_path) -> None:
+    kept, best = tmp_path / "reference.npz", zoo.card("emoji64-var").sampling
+    np.savez(kept, arr_0=load("emoji64", "val").images[:6].permute(0, 2, 3, 1).numpy())
+    words = ("evaluate", "generator", "--model", "emoji64-var", "--reference", kept, "--images", 2, *SMALL)
+    assert run(*words, "--out", tmp_path / "best").status == 0
+    recipe = result(tmp_path / "best")["recipe"]
+    used = recipe["guidance"]["scale"], recipe["law"]["temperature"], recipe["law"]["top_k"]
+    assert used == (best.guidance, best.temperature, best.top_k)
+    assert run(*words, "--guidance", 2, "--top-k", 7, "--out", tmp_path / "given").status == 0
+    recipe = result(tmp_path / "given")["recipe"]
+    used = recipe["guidance"]["scale"], recipe["law"]["temperature"], recipe["law"]["top_k"]
+    assert used == (2.0, best.temperature, 7)
 
 
 def test_features_of_a_reference_are_kept_and_change_no_number(run, models, pictures, tmp_path) -> None:

@@ -65,7 +65,7 @@ def test_values_of_the_recipe_are_changed_and_a_run_is_repeated_and_resumed(run,
     assert (config.preservation, config.loop.steps, config.reencode, config.clean_share) == (0.4, 3, False, 0.5)
     assert run("train", "posttrain", "--config", first, *base, "--out", second).status == 0
     assert (first / "model.safetensors").read_bytes() == (second / "model.safetensors").read_bytes()
-    assert json.loads((first / "pair.json").read_text())["tokenizer"] == hub.fingerprint(
+    assert json.loads((first / "origins.json").read_text())["tokenizer"] == hub.fingerprint(
         imgtok.load(models / "tokenizer")
     )
     assert run("train", "posttrain", "--config", first, *base, "--out", first, "--resume").status == 0
