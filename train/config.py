@@ -59,7 +59,7 @@ class LoopConfig:
     workers: int = 0
     """Processes that read pictures; 0: in the training process (best for data in memory)."""
     compile: bool = False
-    """Compile the training step with torch.compile."""
+    """Compile the networks of a training step with torch.compile: quicker after a minute or more."""
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "accumulate", "log_every", "checkpoint_every", "keep_checkpoints"):

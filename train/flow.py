@@ -132,6 +132,10 @@ class FlowTask(nn.Module):
     def hidden_weights(self) -> list[nn.Parameter]:
         return self.model.backbone.hidden_weights()
 
+    def networks(self) -> list[nn.Module]:
+        flow = cast(Flow, self.model.backbone)
+        return [flow.encoder, *flow.decoder.blocks]
+
     def forward(self, batch: ImageBatch, step: int, generator: torch.Generator) -> Output:
         """Numbers are drawn on the CPU, so that they are the same on any device."""
         images, config, model = batch.images, self.config.loss, self.model

@@ -48,6 +48,9 @@ class GeneratorTask(nn.Module):
     def hidden_weights(self) -> list[nn.Parameter]:
         return [p for p in self.model.blocks.parameters() if p.ndim >= 2]
 
+    def networks(self) -> list[nn.Module]:
+        return [self.model]
+
     def forward(self, batch: TokenBatch, step: int, generator: torch.Generator) -> Output:
         labels = self.model.condition.drop(batch.labels, generator)
         return Output({"cross_entropy": self.loss(batch.tokens, labels, generator)}, {})

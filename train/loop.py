@@ -115,7 +115,10 @@ class Run:
         self.adversary = None if task.adversary is None else Player(task.adversary, optimizers[1], accelerator)
         self.ema = Ema(task.model) if loop.ema_decay else None
         if loop.compile:
-            task.model.compile()
+            # The adversarial weight goes back through the decoder twice, which compiled code must be told of.
+            torch._functorch.config.donated_buffer = False
+            for network in task.networks():
+                network.compile()
         self.step = 0
         self.diverged = torch.zeros((), dtype=torch.bool, device=accelerator.device)
 

@@ -152,6 +152,9 @@ class DecoderPostTraining(nn.Module):
     def hidden_weights(self) -> list[nn.Parameter]:
         return [weight for weight in self.model.backbone.hidden_weights() if weight.requires_grad]
 
+    def networks(self) -> list[nn.Module]:
+        return [self.model.backbone.decoder]
+
     def forward(self, batch: PairBatch, step: int, generator: torch.Generator) -> Output:
         output = self.model.decode_latents(codes(self.model, batch.tokens)).float()
         losses = self.pictures(output, batch.images, step, self.model.backbone.last_layer, generator)

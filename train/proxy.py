@@ -85,6 +85,10 @@ class ProxyTask(TokenizerTask):
         assert isinstance(head, CodeHead)
         return head
 
+    def networks(self) -> list[nn.Module]:
+        query = cast(Query, self.model.backbone)
+        return [query.encoder, query.decoder.vit]
+
     def forward(self, batch: ImageBatch, step: int, generator: torch.Generator) -> Output:
         latents = self.model.latents(batch.images)
         quantized = self.model.quantizer(latents)

@@ -70,6 +70,10 @@ class Task(Protocol):
         """Weights from hidden layer to hidden layer: what Muon may move."""
         ...
 
+    def networks(self) -> list[nn.Module]:
+        """Parts of the model whose calls are most of a step's work: what `loop.compile` compiles."""
+        ...
+
     def __call__(self, batch: Any, step: int, generator: torch.Generator) -> Output: ...
 
     def observe(self, output: Output, generator: torch.Generator) -> dict[str, Tensor]:
@@ -104,6 +108,10 @@ class TokenizerTask(nn.Module):
 
     def hidden_weights(self) -> list[nn.Parameter]:
         return self.model.backbone.hidden_weights()
+
+    def networks(self) -> list[nn.Module]:
+        """Quantizers stay as they are: what swaps their codes is another function at each step."""
+        return [self.model.backbone.encoder, self.model.backbone.decoder]
 
     def forward(self, batch: ImageBatch, step: int, generator: torch.Generator) -> Output:
         images, config = batch.images, self.config.loss

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from imgtok.backbones.cnn import CNNConfig
@@ -64,3 +65,22 @@ def generator_training(pictures):
         data=TokenDataConfig(source=str(pictures), shifts=1, max_shift=2),
         optimizer=OptimizerConfig(lr=3e-3, schedule="cosine", warmup_steps=2),
     )
+
+
+@pytest.fixture
+def compiled(monkeypatch) -> list[int]:
+    """How often each network that a run compiles is called, in their order; nothing is really compiled."""
+    calls: list[int] = []
+
+    def counted(function, **options):
+        calls.append(0)
+        place = len(calls) - 1
+
+        def call(*values, **named):
+            calls[place] += 1
+            return function(*values, **named)
+
+        return call
+
+    monkeypatch.setattr(torch, "compile", counted)
+    return calls

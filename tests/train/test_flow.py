@@ -147,6 +147,12 @@ def test_a_teacher_is_followed_and_stays_out_of_what_is_saved(training, tmp_path
     assert all(name.split(".")[0] in ("backbone", "to_codes", "from_codes") for name in outcome.model.state_dict())
 
 
+def test_what_is_compiled_is_what_a_step_calls(training, compiled, tmp_path):
+    loop = replace(training.loop, steps=2, evaluate_every=0, compile=True)
+    train_tokenizer(replace(training, loop=loop), tmp_path / "run", device="cpu")
+    assert len(compiled) == 1 + BACKBONE.decoder.depth and min(compiled) >= 2
+
+
 def test_alignment_reaches_the_encoder_but_not_the_teacher(training, monkeypatch):
     monkeypatch.setattr(flow, "patch_teacher", toy_teacher)
     loss = FlowLossConfig(velocity=1.0, alignment=1.0, teacher="efficientnet-lite0", null=0.0)

@@ -323,6 +323,11 @@ def test_labels_are_matched_by_name():
         condition_of(LabelConditionConfig(labels=LABELS), unclassed, labels[:, :1])
 
 
+def test_what_is_compiled_is_what_a_step_calls(folders, config, compiled, tmp_path):
+    post_train(with_loop(config, steps=2, evaluate_every=0, compile=True), *folders, tmp_path / "run", device="cpu")
+    assert len(compiled) == 1 and compiled[0] >= 2
+
+
 def test_pairs_that_do_not_belong_together_are_refused(tokenizer_training, folders, config, tmp_path):
     base, generator = tokenizer_training.tokenizer, KINDS["next-token"].config(tokenizer_training.tokenizer, LABELS)
     with pytest.raises(ValueError, match="32 codes but the tokenizer has 64"):

@@ -169,6 +169,17 @@ def test_a_stage_is_not_resumed_with_another_model_under_the_same_path(first, te
         train_tokenizer(training, tmp_path / "run", resume=True, device="cpu")
 
 
+@pytest.mark.parametrize("stage", ["first", "second"])
+def test_what_is_compiled_is_what_a_step_calls(first, stage, compiled, tmp_path):
+    training = few(first, 2)
+    if stage == "second":
+        train_tokenizer(training, tmp_path / "begun", device="cpu")
+        training = few(second_of(first, tmp_path / "begun"), 2)
+    loop = replace(training.loop, evaluate_every=0, compile=True)
+    train_tokenizer(replace(training, loop=loop), tmp_path / "run", device="cpu")
+    assert len(compiled) == 2 and min(compiled) >= 2
+
+
 def test_without_a_teacher_or_a_start_the_option_is_named(first, tmp_path):
     with pytest.raises(ValueError, match="add --teacher"):
         train_tokenizer(replace(first, teacher=""), tmp_path / "run", device="cpu")

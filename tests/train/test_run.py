@@ -25,6 +25,7 @@ from imgtok.quantizers.views import ScalesConfig
 from imgtok.sample import generate
 from imgtok.tokencache import encode_source
 from imgtok.train import checkpoint, tasks
+from imgtok.train.config import PerturbConfig
 from imgtok.train.generator_config import MistakesConfig, NextScaleSizes
 from imgtok.train.log import read
 from imgtok.train.loop import Diverged, Stopped
@@ -289,3 +290,37 @@ def test_the_settings_of_a_run_are_written_beside_it(tokenizer_training, tmp_pat
         "step-00000004.png",
         "step-00000008.png",
     ]
+
+
+def test_what_is_compiled_is_what_a_step_calls(tokenizer_training, generator_training, compiled, tmp_path):
+    changed = {"steps": 2, "evaluate_every": 0, "compile": True}
+    loop = replace(tokenizer_training.loop, **changed)
+    train_tokenizer(replace(tokenizer_training, loop=loop), tmp_path / "tokenizer", device="cpu")
+    loop = replace(generator_training.loop, **changed)
+    generator = replace(generator_training, loop=loop)
+    train_generator(generator, tmp_path / "tokenizer", tmp_path / "generator", device="cpu")
+    assert len(compiled) == 3 and min(compiled) >= 2
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # torch's own look at what it compiles
+def test_compiled_training_learns_the_same(tokenizer_training, tmp_path):
+    """With an adversary, whose weight takes a second gradient through the decoder, and other swaps at each step."""
+    loss = replace(tokenizer_training.loss, adversarial=0.1, adversarial_start=1)
+    small = replace(loss.discriminator, width=8, num_layers=2, norm="group")
+    loop = replace(tokenizer_training.loop, steps=4, log_every=1, evaluate_every=0)
+    backbone = replace(tokenizer_training.tokenizer.backbone, dropout=0.0)
+    training = replace(
+        tokenizer_training,
+        tokenizer=replace(tokenizer_training.tokenizer, backbone=backbone),
+        loss=replace(loss, discriminator=small),
+        perturb=PerturbConfig(share=0.5, neighbours=4),
+    )
+    losses = list[list[float]]()
+    for compile in (False, True):
+        out = tmp_path / str(compile)
+        train_tokenizer(replace(training, loop=replace(loop, compile=compile)), out, device="cpu")
+        losses.append([row["loss"] for row in read(out / "log.jsonl") if "loss" in row])
+    assert len(losses[0]) == 4
+    assert losses[1] == pytest.approx(losses[0], rel=2e-2)  # rounding grows from step to step
+    assert losses[1][:2] == pytest.approx(losses[0][:2], rel=1e-4)
