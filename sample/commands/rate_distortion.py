@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 import tyro
 from torch import Tensor
 
+from imgtok import zoo
 from imgtok.atomic import replacing, write_text
 from imgtok.compression import Compressor
 from imgtok.data import UnreadableImage, center_crop
@@ -76,7 +77,7 @@ def rate_distortion(
         images: Image files, folders of them, or embedded sets: photos, and emoji64, of which the validation pictures
             are taken.
         model: A tokenizer: a folder or a preset; may be given several times. Or a generator that has its tokenizer
-            with it: measured without and with its law of the tokens.
+            with it, as those of the zoo: measured without and with its law of the tokens.
         out: Folder for rate-distortion.png, .svg and .json.
         pictures: At most this many pictures of each of IMAGES, evenly spaced; of photos, there are 15.
         size: Scale the short side to this and crop to a square first; None: as they are.
@@ -92,7 +93,8 @@ def rate_distortion(
         raise ValueError("give images to measure with (photos, emoji64) and at least one --model")
     check_replaced_place(out, (PLOT, DRAWING, NUMBERS), overwrite)
     by = measures(distances(metric))
-    coders = {name: load_coder(name, None, None, None, (), find_device(device)) for name in model}
+    folders = {name: str(zoo.generator_folder(name) or name) for name in model}
+    coders = {name: load_coder(folder, None, None, None, (), find_device(device)) for name, folder in folders.items()}
     sets = {name: pictures_of(name, pictures, size) for name in images}
     found, count = dict[str, Curves](), len(sets) * (len(formats()) + len(coders))
     with progress("rate-distortion", "curves", count) as bar:
@@ -245,32 +247,37 @@ def save_plots(out: Path, found: dict[str, Curves], counts: dict[str, int], name
 
     figure = Figure(figsize=(1 + 5.5 * len(found), 1 + 3.2 * len(names)), layout="constrained")
     FigureCanvasAgg(figure)
-    panels = figure.subplots(len(names), len(found), squeeze=False)
+    panels, shown = figure.subplots(len(names), len(found), squeeze=False), dict[str, Any]()
+    labels = list(dict.fromkeys(label for curves in found.values() for label in curves))
+    colours = {label: f"C{place}" for place, label in enumerate(labels)}  # the same in every panel
     for column, (name, curves) in enumerate(found.items()):
         for row, measure in enumerate(names):
-            draw_curves(panels[row, column], curves, measure)
+            shown |= draw_curves(panels[row, column], curves, measure, colours)
         panels[0, column].set_title(f"{name}: mean of {counts[name]} pictures")
         panels[-1, column].set_xlabel("bytes a picture, headers included")
-    panels[0, 0].legend(fontsize="small")
+    panels[0, 0].legend([shown[label] for label in labels], labels, fontsize="small")
     for path in (out / PLOT, out / DRAWING):
         with replacing(path) as temporary:
             figure.savefig(temporary, format=path.suffix[1:], dpi=110)
 
 
-def draw_curves(axes: Any, curves: Curves, measure: str) -> None:
+def draw_curves(axes: Any, curves: Curves, measure: str, colours: dict[str, str]) -> dict[str, Any]:
+    """What the legend shows, by label."""
+    drawn = {}
     for label, curve in curves.items():
         is_format = label not in ours(curves)
         style = {"linewidth": 1.2, "marker": ".", "linestyle": "--"} if is_format else {"linewidth": 2.2, "marker": "o"}
-        axes.errorbar(
+        drawn[label] = axes.errorbar(
             [point.means["bytes"] for point in curve],
             [point.means[measure] for point in curve],
             [point.errors.get(measure, 0.0) for point in curve],
             [point.errors.get("bytes", 0.0) for point in curve],
             elinewidth=0.8,
-            label=label,
+            color=colours[label],
             **style,
         )
     axes.set_xscale("log")
     axes.grid(alpha=0.3, which="both")
     better = "higher" if measure in HIGHER else "lower"
     axes.set_ylabel(f"{UNITS.get(measure, measure)} ({better} is better)")
+    return drawn

@@ -172,6 +172,14 @@ def test_pictures_that_a_generator_does_not_predict_are_measured_without_it(run,
     assert "is measured without its law: the generator predicts tokens of" in caplog.text
 
 
+def test_a_pair_of_the_zoo_is_measured_under_its_law_too(run, tmp_path):
+    words = ("--model", "emoji64-var", "--metric", "none", "--pictures", 1, "--out", tmp_path / "out")
+    assert run("rate-distortion", "emoji64", *words).status == 0
+    curves = json.loads((tmp_path / "out" / "rate-distortion.json").read_text())["emoji64"]["curves"]
+    alone, predicted = (curves[name][-1]["means"]["bytes"] for name in ("emoji64-var", "emoji64-var + law"))
+    assert predicted < alone
+
+
 def point(**means: float) -> Point:
     return Point(label="", means=means)
 
