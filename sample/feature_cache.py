@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple, cast
 
@@ -25,6 +26,7 @@ from imgtok.sample.tuner import cache_folder
 logger = logging.getLogger(__name__)
 
 FORMAT = "imgtok features 1"
+MOST_BYTES = 4 * 2**30  # of all files together: features of some 400,000 pictures
 
 
 class Recalled(NamedTuple):
@@ -60,6 +62,7 @@ class FeatureCache:
         features = collect()
         try:
             write_features(path, features, key)
+            self.make_room(path)
         except OSError as error:
             logger.warning("the features of the reference are not kept for the next time: %s", error)
         return Recalled(features, False)
@@ -68,10 +71,23 @@ class FeatureCache:
         if not path.is_file():
             return None
         try:
-            return read_features(path, key, extractor)
+            found = read_features(path, key, extractor)
         except (ValueError, OSError, SafetensorError) as error:
             logger.warning("%s is damaged or no file of features (%s); computing them again", path, error)
             return None
+        with suppress(OSError):  # a folder that can only be read needs no order
+            path.touch()  # what was used last goes last
+        return found
+
+    def make_room(self, newest: Path) -> None:
+        """Removes the files that were used longest ago, until all have at most MOST_BYTES; never the newest."""
+        files = {path: path.stat() for path in self.folder.glob("features-*.safetensors") if path != newest}
+        total = newest.stat().st_size + sum(facts.st_size for facts in files.values())
+        for path in sorted(files, key=lambda each: files[each].st_mtime_ns):
+            if total <= MOST_BYTES:
+                return
+            path.unlink(missing_ok=True)
+            total -= files[path].st_size
 
 
 def key_of(source: ImageSource, size: int, extractor: FeatureExtractor) -> str:

@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 
 from imgtok.data import ArraySource, ImageSource, read_folder, save_png
 from imgtok.metrics.features import FeatureExtractor
+from imgtok.sample import feature_cache
 from imgtok.sample.evaluate import FeatureSet, Measures, collect, compare, pictures
 from imgtok.sample.feature_cache import FeatureCache, key_of
 
@@ -130,3 +131,20 @@ def test_sets_without_logits_and_places_are_kept_too(cache, extractor) -> None:
     for cached in (False, True):
         found = cache.recall(source(5), 16, extractor, lambda: plain)
         assert found.cached is cached and found.features.logits is None and found.features.spatial is None
+
+
+def test_beyond_a_size_the_files_that_were_used_longest_ago_go(cache, extractor, monkeypatch) -> None:
+    ask, sources = Counted(cache, extractor), [source(5, seed) for seed in range(4)]
+    for number, data in enumerate(sources[:3]):
+        ask(data)
+        os.utime(next(path for path in cache.folder.iterdir() if path.stat().st_mtime > 1e6), (number + 1, number + 1))
+    ask(sources[0])  # used again: no longer the oldest
+    size = next(cache.folder.iterdir()).stat().st_size
+    monkeypatch.setattr(feature_cache, "MOST_BYTES", 3 * size)
+    ask(sources[3])
+    assert ask.times == 4
+    for data in (sources[0], sources[2], sources[3]):
+        ask(data)
+    assert ask.times == 4
+    ask(sources[1])
+    assert ask.times == 5
