@@ -126,7 +126,7 @@ class Canvas:
         quantizer, smooth, layout = self.job.quantizer, self.job.smooth, self.job.layout
         assert smooth is not None
         scores = smooth.scores(log_law, noise, self.stage, len(layout.sizes))
-        codes = self.on_map(scores.softmax(-1) @ all_codes(quantizer, self.stage))
+        codes = self.on_map(scores.softmax(-1) @ all_codes(quantizer, self.stage, scores.device))
         return scores.argmax(-1), self.latents + quantizer.view.restore(codes, self.stage, layout)
 
     def on_map(self, values: Tensor) -> Tensor:
@@ -219,10 +219,10 @@ def committed(stages: list[int], job: StageJob) -> Tensor:
     return torch.bincount(torch.stack([part.sum() for part in sizes])) * len(job.keys)
 
 
-def all_codes(quantizer: Stages, stage: int) -> Tensor:
+def all_codes(quantizer: Stages, stage: int, device: torch.device) -> Tensor:
     """v d"""
     codebook = quantizer.quantizer_of(stage)
-    return codebook.codes(torch.arange(codebook.codebook_size, device=codebook.embedding.weight.device))
+    return codebook.codes(torch.arange(codebook.codebook_size, device=device))
 
 
 def check_smooth(smooth: Smooth | None, strategy: StageStrategy, kept: Kept | None = None) -> None:

@@ -43,16 +43,21 @@ Pair = tuple[NextScaleGenerator, ResidualQuantizer]
 
 
 def make_pair(
-    scales: tuple[Any, ...] = (1, 2, 3), *, codebook_size: int = 13, shared: bool = False, blends: int = 2
+    scales: tuple[Any, ...] = (1, 2, 3),
+    *,
+    codebook_size: int = 13,
+    shared: bool = False,
+    blends: int = 2,
+    stage: Any = None,
 ) -> Pair:
     """A random generator, with weights strong enough for laws that differ, and a random quantizer for it."""
-    stage = VectorConfig(codebook_size=codebook_size, codebook_dim=5, l2_norm=False)
+    stage = stage or VectorConfig(codebook_size=codebook_size, codebook_dim=5, l2_norm=False)
     quantizer = ResidualConfig(stage=stage, view=ScalesConfig(scales=scales, blends=blends)).build().eval()
     last = scales[-1] if isinstance(scales[-1], tuple) else (scales[-1], scales[-1])
     generator = NextScaleConfig(
         layout=quantizer.layout_of(*last),
-        codebook_size=codebook_size,
-        codebook_dim=5,
+        codebook_size=stage.codebook_size,
+        codebook_dim=stage.codebook_dim,
         condition=LabelConditionConfig(labels=(Label(size=4),)),
         width=16,
         depth=2,

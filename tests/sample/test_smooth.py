@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from imgtok.quantizers.residual import ResidualConfig
+from imgtok.quantizers.sign import SignConfig
 from imgtok.quantizers.vector import VectorConfig
 from imgtok.quantizers.views import ScalesConfig
 from imgtok.sample.engine import Drawn
@@ -63,6 +64,14 @@ def test_towards_temperature_zero_it_is_ordinary_sampling(pair, guidance):
     cold = drawn(pair, guidance=GUIDANCES[guidance], smooth=Smooth(tau=1e-5, sharpen=0.0))
     assert torch.equal(cold.tokens, plain.tokens)
     torch.testing.assert_close(cold.latents, plain.latents, atol=1e-3, rtol=1e-3)
+
+
+def test_codes_without_a_table_are_mixed_too():
+    pair = make_pair(SCALES, stage=SignConfig(bits=4, l2_norm=False))
+    plain, cold = drawn(pair), drawn(pair, smooth=Smooth(tau=1e-5, sharpen=0.0))
+    assert torch.equal(cold.tokens, plain.tokens)
+    torch.testing.assert_close(cold.latents, plain.latents, atol=1e-3, rtol=1e-3)
+    assert not torch.allclose(drawn(pair, smooth=Smooth()).latents, plain.latents, atol=0.1)
 
 
 @torch.no_grad()
