@@ -18,7 +18,7 @@ from imgtok.generators.presets import PRESETS as GENERATORS
 from imgtok.hub import build_empty
 from imgtok.presets import PRESETS as TOKENIZERS
 from imgtok.sample.bench import SamplingBench
-from imgtok.sample.eager_stages import draw_eagerly, with_plain_doubling
+from imgtok.sample.eager_stages import decoding_plainly, draw_eagerly
 from imgtok.sample.guidance import Guidance
 from imgtok.sample.measure import DTYPES, DType, Report, alternate, cpu_threads, machine, materialize, with_peak
 from imgtok.sample.next_scale import new_cache, sample_stages
@@ -123,7 +123,7 @@ class Published(Contender):
     def __init__(self, bench: SamplingBench, pair: Pair, dtype: DType, device: torch.device) -> None:
         super().__init__(bench, pair, dtype, device)
         self.generator = cast_copy(pair.generator, DTYPES[dtype])
-        self.tokenizer = with_plain_doubling(cast_copy(pair.tokenizer, DTYPES[dtype]))
+        self.tokenizer = decoding_plainly(cast_copy(pair.tokenizer, DTYPES[dtype]))
 
     def drawn(self, keys: Tensor) -> Tensor:
         dice = torch.Generator(keys.device).manual_seed(self.batches)

@@ -7,6 +7,7 @@ every stage, guidance rows from the first stage to the last, each operation by i
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable
 from typing import TypeVar, cast
 
@@ -15,6 +16,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from imgtok.backbones.cnn import CNN
 from imgtok.generators.next_scale import NextScaleGenerator
 from imgtok.nn.attention import Attention
 from imgtok.nn.block import AdaLNBlock
@@ -90,9 +92,14 @@ def norm(x: Tensor, eps: float) -> Tensor:
     return F.layer_norm(x, x.shape[-1:], eps=eps)
 
 
-def with_plain_doubling(model: M) -> M:
-    """The model with maps enlarged by nearest neighbour before they are convolved. Changes it."""
+def decoding_plainly(model: M) -> M:
+    """A tokenizer that decodes all pictures at once, maps enlarged by nearest neighbour before they are convolved.
+
+    Changes it.
+    """
     for module in model.modules():
+        if isinstance(module, CNN):
+            module.most_pixels = sys.maxsize
         for name, child in module.named_children():
             if isinstance(child, Upsample) and child.kind != "shuffle":
                 setattr(module, name, nn.Sequential(nn.Upsample(scale_factor=2.0, mode="nearest"), child.conv))

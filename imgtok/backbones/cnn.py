@@ -5,11 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, cast
 
+import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
 from imgtok.nn.resnet import Downsample, Resample, ResBlock, SpatialAttention, Upsample, map_norm, norm_silu
+
+MOST_PIXELS = 2**16  # at a time on a CPU: a picture of 256 x 256
 
 
 class Style(NamedTuple):
@@ -121,6 +124,7 @@ class CNN(nn.Module):
         self.config = config
         self.encoder = Encoder(config)
         self.decoder = Decoder(config)
+        self.most_pixels = MOST_PIXELS
 
     def encode(self, images: Tensor) -> Tensor:
         height, width = images.shape[-2:]
@@ -129,7 +133,7 @@ class CNN(nn.Module):
                 f"an image of {width} x {height} pixels cannot be cut into tokens of {self.config.reduction} pixels; "
                 f"crop or resize both sides to multiples of {self.config.reduction}"
             )
-        return rearrange(self.encoder(images), "b c h w -> b h w c")
+        return rearrange(self.in_parts(self.encoder, images, height * width), "b c h w -> b h w c")
 
     def decode(self, latents: Tensor, size: tuple[int, int] | None = None) -> Tensor:
         """`size`: height and width of the image; it must be that of the latents."""
@@ -138,7 +142,18 @@ class CNN(nn.Module):
                 f"latents of {latents.shape[1]} x {latents.shape[2]} places are not those of an image of "
                 f"{size[0]} x {size[1]} pixels; leave size out"
             )
-        return self.decoder(rearrange(latents, "b h w c -> b c h w"))
+        maps = rearrange(latents, "b h w c -> b c h w")
+        return self.in_parts(self.decoder, maps, maps[0, 0].numel() * self.config.reduction**2)
+
+    def in_parts(self, half: nn.Module, rows: Tensor, pixels: int) -> Tensor:
+        """Encoder or decoder of b c h w, whose images have so many pixels each.
+
+        Without gradients on a CPU, no more images at a time than have `most_pixels`: maps of more leave its caches.
+        """
+        most = max(1, self.most_pixels // pixels)
+        if torch.is_grad_enabled() or rows.device.type != "cpu" or len(rows) <= most:
+            return half(rows)
+        return torch.cat([half(part) for part in rows.split(most)])
 
     def hidden_weights(self) -> list[nn.Parameter]:
         """Convolutions from hidden layer to hidden layer, for optimisers that treat them apart."""

@@ -61,6 +61,21 @@ def test_any_batch_split_is_the_whole(config):
     torch.testing.assert_close(torch.cat([cnn.decode(latents[:2]), cnn.decode(latents[2:])]), cnn.decode(latents))
 
 
+def test_without_gradients_few_pixels_at_a_time_are_on_the_way_and_the_result_is_the_same():
+    cnn, seen = CONFIG.build().eval(), list[int]()
+    cnn.most_pixels = 500
+    for half in (cnn.encoder, cnn.decoder):
+        half.register_forward_hook(lambda _, inputs, output: seen.append(len(output)))
+    images = noise(5, 3, 14, 16)
+    latents = cnn.encode(images)
+    whole = cnn.decode(latents)
+    assert seen == [5, 5]
+    with torch.no_grad():
+        torch.testing.assert_close(cnn.encode(images), latents)
+        torch.testing.assert_close(cnn.decode(latents), whole)
+    assert seen[2:] == [2, 2, 1, 2, 2, 1]
+
+
 @variants
 def test_every_parameter_is_used(config):
     cnn = config.build()
