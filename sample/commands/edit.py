@@ -37,6 +37,7 @@ from imgtok.sample.commands.generate import (
     save_all,
     speed,
     start_folder,
+    suited,
     tokenizer_of,
     told,
     wanted_images,
@@ -79,10 +80,10 @@ def edit(
     num: int = FEW,
     seed: int = 0,
     border: int | None = None,
-    guidance: float = 3.0,
+    guidance: float | None = None,
     guidance_schedule: Literal["constant", "linear", "cosine"] = "constant",
-    temperature: float = 1.0,
-    top_k: int = 0,
+    temperature: float | None = None,
+    top_k: int | None = None,
     top_p: float = 1.0,
     strategy: str = "auto",
     window: int | None = None,
@@ -115,10 +116,10 @@ def edit(
         seed: Any integer.
         border: Pixels outside of the mask in which the picture passes over to what was drawn; 0: a sharp seam; None:
             half the side of a token.
-        guidance: How far past the unconditional law; 1: no guidance.
+        guidance: How far past the unconditional law; 1: no guidance. None: what suits a pair of the zoo, for others 3.
         guidance_schedule: How guidance rises over an image from 1 to its full strength.
-        temperature: Below 1: likelier tokens are favoured; 0: always the likeliest.
-        top_k: Draw among this many likeliest tokens; 0: all.
+        temperature: Below 1: likelier tokens are favoured; 0: always the likeliest. None: as for guidance, else 1.
+        top_k: Draw among this many likeliest tokens; 0: all. None: as for guidance, else all.
         top_p: Draw among the likeliest tokens that have this probability together.
         strategy: How tokens are drawn, one of `imgtok strategies` that needs no draft model.
         window: Tokens scored at a time beside the last, for strategies that have a window; None: theirs.
@@ -140,10 +141,11 @@ def edit(
     check_pictures_place(out, overwrite)
     check_inputs_stay(out, image, mask)
     picture = read_picture(image)
-    law = Law(temperature=temperature, top_k=top_k, top_p=top_p)
+    law, strength = suited(model, guidance, temperature, top_k, Law(top_p=top_p), Guidance(schedule=guidance_schedule))
     where, wanted = find_device(device), wanted_versions(load_config(model).condition, label, features, num)
     is_told = bool(label) or features is not None
-    strength = Guidance(scale=guidance, schedule=guidance_schedule) if is_told else Guidance()
+    if not is_told:
+        strength = Guidance()
     partner = tokenizer or tokenizer_of(model)
     generator, decoder = load_pair(model, weights, partner, tokenizer_weights, where, DTYPES[dtype])
     original, drawn = prepared(picture, region, picture_size(generator, decoder))

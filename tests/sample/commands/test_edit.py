@@ -3,6 +3,7 @@ import json
 import pytest
 import torch
 
+from imgtok import zoo
 from imgtok.data import read_picture, save_png
 
 
@@ -90,6 +91,15 @@ def test_without_labels_none_is_told_and_nothing_is_guided(run, models, picture,
     assert torch.equal(versions(tmp_path / "one"), versions(tmp_path / "other"))
     settings = json.loads((tmp_path / "one" / "samples.json").read_text())
     assert [image["condition"] for image in settings["images"]] == [{}, {}]
+
+
+def test_a_pair_of_the_zoo_edits_as_it_draws(run, picture, tmp_path):
+    best = zoo.card("emoji64-var").sampling
+    words = ("--model", "emoji64-var", "--box", "16,16,32,32", "--num", 1, "--label", "style=noto")
+    assert run("edit", picture, *words, "--out", tmp_path).status == 0
+    settings = json.loads((tmp_path / "samples.json").read_text())
+    used = settings["guidance"]["scale"], settings["law"]["temperature"], settings["law"]["top_k"]
+    assert used == (best.guidance, best.temperature, best.top_k)
 
 
 @pytest.mark.parametrize(
