@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
@@ -24,6 +24,7 @@ AnyLaw = Callable[[Tensor], Tensor]
 # What randomness is used for. Shared noise (0) is that of plain sampling; the others are renewed every round.
 SHARED, DRAFTING, ACCEPTING, REPLACING = 0, 1, 2, 3
 PURPOSES = 4
+MOST_NOISE = 2**24  # numbers of a batch, 64 MiB
 
 
 class Progress(NamedTuple):
@@ -87,6 +88,8 @@ class Job:
     """Of the generator itself."""
     forced: Tensor | None = None
     """b m, tokens given in advance, -1 where they are drawn; as long as any round can reach."""
+    shared: Tensor | None = None
+    """b m v, the shared noise of all places that a round can reach, where it was made at once (`with_noise`)."""
 
     @property
     def codebook_size(self) -> int:
@@ -94,7 +97,20 @@ class Job:
 
     def noise(self, places: Tensor, purpose: Tensor | int = SHARED) -> Tensor:
         """Gumbel noise for the tokens at `places` (b w): b w v."""
+        if self.shared is not None and isinstance(purpose, int) and purpose == SHARED:
+            return self.shared[torch.arange(len(places), device=places.device)[:, None], places]
         return gumbel(self.keys, places, self.codebook_size, purpose)
+
+    def with_noise(self, reach: int) -> Job:
+        """With the shared noise of the first `reach` places, unless that is too much to keep.
+
+        Rounds ask for a place's noise again and again while it is in their window, and making it takes longer than
+        looking it up.
+        """
+        if len(self.keys) * reach * self.codebook_size > MOST_NOISE:
+            return self
+        places = torch.arange(reach, device=self.keys.device).expand(len(self.keys), -1)
+        return replace(self, shared=torch.cat([self.noise(part) for part in places.split(64, dim=1)], dim=1))
 
     def chance(self, places: Tensor, purpose: Tensor | int) -> Tensor:
         """Uniform in (0, 1) at `places`: b w."""

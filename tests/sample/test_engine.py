@@ -14,10 +14,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from imgtok.generators.condition import TextFeatures
 from imgtok.generators.generator import Generator
 from imgtok.sample import engine
+from imgtok.sample.branched import BranchedJacobi
 from imgtok.sample.guidance import Guidance
+from imgtok.sample.jacobi import Jacobi
 from imgtok.sample.law import Law
 from imgtok.sample.noise import gumbel, image_keys
+from imgtok.sample.plain import Plain
 from imgtok.sample.scorer import Scorer, new_cache
+from imgtok.sample.sjd import SpeculativeJacobi
 from imgtok.sample.strategy import Progress
 from imgtok.tokens import GridLayout
 
@@ -56,6 +60,21 @@ def plainly(generator: Generator, condition: Any, keys: Tensor, law: Law, guidan
         noise = gumbel(keys, torch.full((len(keys), 1), i), conditional.shape[-1])[:, 0]
         tokens[:, i] = (law(steps[-1]) + noise).argmax(-1)
     return tokens, torch.stack(steps, dim=1)
+
+
+@pytest.mark.parametrize(
+    "strategy", [Plain(), Jacobi(window=5), BranchedJacobi(window=9, branches=2), SpeculativeJacobi(window=4)]
+)
+def test_noise_that_is_kept_and_noise_that_is_made_again_draw_the_same(pair, strategy, monkeypatch):
+    """The former stands for batches whose noise does not take too much room."""
+    generator, condition = pair
+    options = {"law": LAWS["truncated"], "guidance": GUIDANCES["constant"], "strategy": strategy}
+    kept = sample_tokens(generator, condition, seven_keys(), **options)
+    monkeypatch.setattr("imgtok.sample.strategy.MOST_NOISE", 0)
+    made = list[int]()
+    monkeypatch.setattr("imgtok.sample.strategy.gumbel", lambda *args: made.append(1) or gumbel(*args))
+    assert torch.equal(sample_tokens(generator, condition, seven_keys(), **options), kept)
+    assert len(made) > 3  # not all at once
 
 
 # -- the cache, dropped rows, schedules -------------------------------------------------------------------------------
