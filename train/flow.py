@@ -28,6 +28,7 @@ from imgtok.train.tasks import Output, spread, validation_images
 from imgtok.train.teachers import patch_teacher
 
 SHOWN = 8  # pictures of a preview
+SMALL = 0.02  # standard deviation of the first weights before the levels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,6 +120,7 @@ class FlowTask(nn.Module):
         super().__init__()
         self.config, loss = config, config.loss
         self.model = config.tokenizer.build()
+        nn.init.normal_(self.model.to_codes.weight, std=SMALL)  # where tanh is steep: no level beyond it learns to move
         if config.autoencoder is not None:
             cast(KL, self.model.backbone.vae).read(config.autoencoder)
         self.upkeep = self.model.quantizer.upkeep()

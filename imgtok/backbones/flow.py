@@ -12,7 +12,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from imgtok.backbones.trunk import NORM_EPS, SetBlock, TrunkConfig, zero_linear
-from imgtok.backbones.vae import KLConfig, PixelsConfig
+from imgtok.backbones.vae import CosinesConfig, KLConfig, PixelsConfig
 from imgtok.backbones.vit import table
 from imgtok.nn.flow import FlowGuidance, FlowSolver, TimeEmbedding, noised, velocity_target
 from imgtok.nn.mask import group_causal
@@ -26,7 +26,7 @@ TIME_PERIOD, NOISE_SEED = 256.0, 0
 class FlowConfig:
     """Frozen autoencoder, encoder to registers, and decoder by rectified flow (FlexTok, arXiv:2502.13967)."""
 
-    vae: KLConfig | PixelsConfig = field(default_factory=KLConfig)
+    vae: KLConfig | PixelsConfig | CosinesConfig = field(default_factory=KLConfig)
     """Whose latents are read and drawn."""
     registers: int = 256
     """Latents of an image, in order of importance; any number of the first ones can be decoded."""

@@ -1,13 +1,16 @@
-"""Frozen continuous autoencoders: images to maps of numbers and back, by diffusers' AutoencoderKL, or as they are."""
+"""Images to maps of numbers and back: frozen autoencoders, by diffusers' AutoencoderKL, or what needs no training."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 
@@ -133,6 +136,73 @@ class Pixels(nn.Module):
 
     def decode(self, latents: Tensor) -> Tensor:
         return F.pixel_shuffle(latents, self.config.side) / self.config.scale + self.config.shift
+
+
+@dataclass(frozen=True, kw_only=True)
+class CosinesConfig:
+    """The lowest spatial frequencies of each square of pixels, in place of latents: few numbers, and nothing is learnt.
+
+    A flow needs this where `PixelsConfig` gives a patch as many numbers as the transformer is wide: their noise would
+    not pass through it.
+    """
+
+    side: int = 8
+    """Pixels of the square's side."""
+    kept: int = 4
+    """Frequencies along each axis, of a discrete cosine transform (DCT-II); what is above is lost."""
+    shift: float = 0.0
+    """What is taken from pixels in [-1, 1] first."""
+    scale: float = 0.25
+    """What the mean of a square, times its side, is multiplied by, so that its variance is about 1."""
+    decay: float = 1.65
+    """Frequency k, l is multiplied by (1 + k + l) to this power besides, as pictures have less of it."""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.kept <= self.side or self.scale <= 0:
+            raise ValueError(
+                f"kept must be 1 to side and scale above 0, got {self.kept} of {self.side} and {self.scale}"
+            )
+
+    @property
+    def reduction(self) -> int:
+        """Pixels per place of the latents along each side."""
+        return self.side
+
+    @property
+    def latent_channels(self) -> int:
+        return 3 * self.kept**2
+
+    def build(self) -> Cosines:
+        return Cosines(self)
+
+
+class Cosines(nn.Module):
+    """Images b 3 h w in [-1, 1] -> b c h' w', and back without what is above the kept frequencies. No parameters."""
+
+    waves: Tensor
+    """k p, rows of unit length."""
+    gains: Tensor
+    """k l"""
+
+    def __init__(self, config: CosinesConfig) -> None:
+        super().__init__()
+        self.config = config
+        frequencies, places = torch.arange(config.kept)[:, None], torch.arange(config.side) + 0.5
+        waves = (math.pi * frequencies * places / config.side).cos()
+        gains = config.scale * (1.0 + frequencies + frequencies.T) ** config.decay
+        self.register_buffer("waves", F.normalize(waves, dim=1), persistent=False)
+        self.register_buffer("gains", gains, persistent=False)
+
+    def encode(self, images: Tensor) -> Tensor:
+        side, waves = self.config.side, self.waves.to(images.dtype)
+        squares = rearrange(images - self.config.shift, "b c (h p) (w q) -> b c h w p q", p=side, q=side)
+        numbers = waves @ squares @ waves.T * self.gains.to(images.dtype)
+        return rearrange(numbers, "b c h w k l -> b (c k l) h w")
+
+    def decode(self, latents: Tensor) -> Tensor:
+        kept, waves = self.config.kept, self.waves.to(latents.dtype)
+        numbers = rearrange(latents, "b (c k l) h w -> b c h w k l", k=kept, l=kept) / self.gains.to(latents.dtype)
+        return rearrange(waves.T @ numbers @ waves, "b c h w p q -> b c (h p) (w q)") + self.config.shift
 
 
 def published_autoencoder(source: str | Path) -> Any:

@@ -1,5 +1,6 @@
 """Registers and the flow: who sees whom, one dropped register for many, noise, training."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -8,7 +9,8 @@ from torch import Tensor, nn
 
 from imgtok.backbones.flow import Flow, FlowConfig, Registers
 from imgtok.backbones.trunk import TrunkConfig
-from imgtok.backbones.vae import KLConfig, PixelsConfig
+from imgtok.backbones.vae import CosinesConfig, KLConfig, PixelsConfig
+from imgtok.config import from_dict, to_dict
 from imgtok.nn.flow import FlowGuidance, FlowSolver
 
 TRUNK = TrunkConfig(width=32, depth=2, head_dim=8)
@@ -210,3 +212,30 @@ def test_pixels_stand_in_for_an_autoencoder_and_come_back():
     assert model.decode(model.encoder(model.maps(images))[..., :1].expand(-1, -1, 32), (8, 12)).shape == images.shape
     with pytest.raises(ValueError, match="side must be at least 1 and scale above 0, got 0 and 1"):
         PixelsConfig(side=0)
+
+
+def test_the_lower_frequencies_stand_in_for_an_autoencoder():
+    """All of them are the pixels; the first ones are the mean and slopes of a square; what is white comes out white."""
+    images = noise(2, 3, 8, 12)
+    whole = CosinesConfig(side=4, kept=4, shift=0.25, scale=0.5, decay=1.5).build()
+    assert whole.encode(images).shape == (2, 48, 2, 3)
+    torch.testing.assert_close(whole.decode(whole.encode(images)), images)
+
+    config = CosinesConfig(side=4, kept=2, shift=0.25, scale=0.5, decay=1.5)
+    cosines = config.build()
+    maps = cosines.encode(images)
+    assert maps.shape == (2, config.latent_channels, 8 // config.reduction, 12 // config.reduction)
+    square = images[0, 1, 4:8, 8:] - 0.25
+    torch.testing.assert_close(maps[0, 4, 1, 2], square.mean() * 4 * 0.5)
+    slope = torch.tensor([math.pi * (place + 0.5) / 4 for place in range(4)]).cos()
+    expected = (square.mean(0) * 2 * slope / slope.norm()).sum() * 0.5 * 2**1.5
+    torch.testing.assert_close(maps[0, 5, 1, 2], expected)
+    torch.testing.assert_close(cosines.encode(cosines.decode(maps)), maps)  # a projection
+    flat = torch.full((1, 3, 8, 8), 0.7)
+    torch.testing.assert_close(cosines.decode(cosines.encode(flat)), flat)
+
+    assert not list(cosines.parameters()) and not cosines.state_dict()
+    model = replace(CONFIG, vae=config, patch_size=2, grid=(1, 1)).build().eval()
+    assert from_dict(FlowConfig, to_dict(model.config)) == model.config
+    with pytest.raises(ValueError, match=r"kept must be 1 to side and scale above 0, got 5 of 4 and 0\.25"):
+        CosinesConfig(side=4, kept=5)

@@ -153,6 +153,14 @@ def test_what_is_compiled_is_what_a_step_calls(training, compiled, tmp_path):
     assert len(compiled) == 1 + BACKBONE.decoder.depth and min(compiled) >= 2
 
 
+def test_training_begins_where_levels_move(training):
+    """Beyond the outer levels tanh is flat, and codes would stay what they are."""
+    torch.manual_seed(0)
+    task = FlowTask(training)
+    images = images_of(training)
+    assert task.model.latents(images).abs().max() < 0.5
+
+
 def test_alignment_reaches_the_encoder_but_not_the_teacher(training, monkeypatch):
     monkeypatch.setattr(flow, "patch_teacher", toy_teacher)
     loss = FlowLossConfig(velocity=1.0, alignment=1.0, teacher="efficientnet-lite0", null=0.0)

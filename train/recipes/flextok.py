@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from imgtok.backbones.flow import FlowConfig
 from imgtok.backbones.trunk import TrunkConfig
-from imgtok.backbones.vae import PixelsConfig
+from imgtok.backbones.vae import CosinesConfig
 from imgtok.nn.flow import FlowSolver, FlowTimes
 from imgtok.nn.nested import NestedDropout
 from imgtok.presets.flextok import released
@@ -61,12 +61,17 @@ def d18_d28() -> FlowTraining:
 
 
 def quickstart_flow() -> FlowTraining:
-    """64 x 64 pixels, without an autoencoder, as 1 to 32 tokens of 1000 codes."""
+    """64 x 64 pixels, without an autoencoder, as 1 to 32 tokens of 1000 codes.
+
+    What the decoder draws are the lower frequencies of squares of 8 x 8 pixels: 48 numbers each, with which
+    reconstruction is at best 29 dB, and whose noise passes a width of 128. Times are nearer to the noise than the
+    paper's, since only there registers tell what patches do not.
+    """
     trunk = TrunkConfig(width=128, depth=3, head_dim=32)
     backbone = FlowConfig(
-        vae=PixelsConfig(side=4),
+        vae=CosinesConfig(side=8, kept=4, shift=0.585),
         registers=32,
-        patch_size=2,
+        patch_size=1,
         grid=(8, 8),
         encoder=trunk,
         decoder=TrunkConfig(width=128, depth=4, head_dim=32),
@@ -76,7 +81,7 @@ def quickstart_flow() -> FlowTraining:
         tokenizer=TokenizerConfig(image_size=64, backbone=backbone, quantizer=ScalarConfig(levels=(8, 5, 5, 5))),
         loop=LoopConfig(steps=3000, batch_size=16, ema_decay=0.995, evaluate_every=500, checkpoint_every=500),
         data=ImageDataConfig(source="emoji64", flip=True),
-        loss=FlowLossConfig(kept=KEPT, null=0.1),
+        loss=FlowLossConfig(times=FlowTimes(mean=1.0, stratified=True), kept=KEPT, null=0.1),
         optimizer=OptimizerConfig(lr=1e-3, muon_lr=0.02, weight_decay=0.01, schedule="cosine", warmup_steps=50),
         evaluation=FlowEvaluation(images=32),
     )
