@@ -179,30 +179,33 @@ class CosinesConfig:
 class Cosines(nn.Module):
     """Images b 3 h w in [-1, 1] -> b c h' w', and back without what is above the kept frequencies. No parameters."""
 
-    waves: Tensor
-    """k p, rows of unit length."""
-    gains: Tensor
-    """k l"""
-
     def __init__(self, config: CosinesConfig) -> None:
         super().__init__()
         self.config = config
-        frequencies, places = torch.arange(config.kept)[:, None], torch.arange(config.side) + 0.5
-        waves = (math.pi * frequencies * places / config.side).cos()
-        gains = config.scale * (1.0 + frequencies + frequencies.T) ** config.decay
-        self.register_buffer("waves", F.normalize(waves, dim=1), persistent=False)
-        self.register_buffer("gains", gains, persistent=False)
 
     def encode(self, images: Tensor) -> Tensor:
-        side, waves = self.config.side, self.waves.to(images.dtype)
+        side, waves = self.config.side, self.waves(images)
         squares = rearrange(images - self.config.shift, "b c (h p) (w q) -> b c h w p q", p=side, q=side)
-        numbers = waves @ squares @ waves.T * self.gains.to(images.dtype)
-        return rearrange(numbers, "b c h w k l -> b (c k l) h w")
+        return rearrange(waves @ squares @ waves.T * self.gains(images), "b c h w k l -> b (c k l) h w")
 
     def decode(self, latents: Tensor) -> Tensor:
-        kept, waves = self.config.kept, self.waves.to(latents.dtype)
-        numbers = rearrange(latents, "b (c k l) h w -> b c h w k l", k=kept, l=kept) / self.gains.to(latents.dtype)
+        kept, waves = self.config.kept, self.waves(latents)
+        numbers = rearrange(latents, "b (c k l) h w -> b c h w k l", k=kept, l=kept) / self.gains(latents)
         return rearrange(waves.T @ numbers @ waves, "b c h w p q -> b c (h p) (w q)") + self.config.shift
+
+    def waves(self, like: Tensor) -> Tensor:
+        """k p, rows of unit length, of the type of `like`."""
+        frequencies, places = self.frequencies(like), torch.arange(self.config.side, device=like.device) + 0.5
+        return F.normalize((math.pi * frequencies * places / self.config.side).cos(), dim=1).to(like.dtype)
+
+    def gains(self, like: Tensor) -> Tensor:
+        """k l, of the type of `like`."""
+        frequencies = self.frequencies(like)
+        return (self.config.scale * (1.0 + frequencies + frequencies.T) ** self.config.decay).to(like.dtype)
+
+    def frequencies(self, like: Tensor) -> Tensor:
+        """k 1"""
+        return torch.arange(self.config.kept, device=like.device)[:, None]
 
 
 def published_autoencoder(source: str | Path) -> Any:

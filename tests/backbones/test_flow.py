@@ -237,5 +237,8 @@ def test_the_lower_frequencies_stand_in_for_an_autoencoder():
     assert not list(cosines.parameters()) and not cosines.state_dict()
     model = replace(CONFIG, vae=config, patch_size=2, grid=(1, 1)).build().eval()
     assert from_dict(FlowConfig, to_dict(model.config)) == model.config
+    with torch.device("meta"):  # where models are built before their weights come
+        empty = config.build()
+    assert torch.equal(empty.encode(images), maps)
     with pytest.raises(ValueError, match=r"kept must be 1 to side and scale above 0, got 5 of 4 and 0\.25"):
         CosinesConfig(side=4, kept=5)
