@@ -15,7 +15,7 @@ from torch import Tensor
 
 from imgtok.data import ImageSource, LabelSet
 from imgtok.data.transforms import to_float, to_uint8
-from imgtok.generators.condition import Label, LabelConditionConfig
+from imgtok.generators.condition import LENGTH, Label, LabelConditionConfig
 from imgtok.generators.hub import AnyGenerator
 from imgtok.sample.images import SamplerConfig, check_pair, generate_tokens
 from imgtok.sample.kept import Kept
@@ -157,21 +157,25 @@ def check_post_training(tokenizer: Tokenizer, generator: AnyGenerator) -> None:
 def condition_of(config: Any, sets: tuple[LabelSet, ...], labels: Tensor) -> Tensor:
     """Labels b k of pictures, numbers in `sets`, as the generator with the condition `config` takes them: b k'.
 
-    By the names of sets and values; where the generator's classes have no names, by their numbers. ValueError if the
-    pictures lack a label, or have a value that the generator does not know.
+    By the names of sets and values; where the generator's classes have no names, by their numbers. The number of tokens
+    is left out, if it is told that: the sampler adds it. ValueError if the pictures lack a label, or have a value that
+    the generator does not know.
     """
     if not isinstance(config, LabelConditionConfig):
         raise ValueError("this generator is told texts, but pictures come with labels; post-train with one for labels")
-    if len(config.labels) == len(sets) == 1:  # whatever its name
-        return numbers_in(config.labels[0], sets[0])[labels]
+    told = [label for label in config.labels if label.name != LENGTH]
+    if len(told) == len(sets) == 1:  # whatever its name
+        return numbers_in(told[0], sets[0])[labels]
     names = [each.name for each in sets]
-    for label in config.labels:
+    for label in told:
         if label.name not in names:
             raise ValueError(
                 f"the generator is told {label.name!r}, but the pictures are labelled by {', '.join(names)}; "
                 "use the data that it was trained on"
             )
-    columns = [(label, names.index(label.name)) for label in config.labels]
+    if not told:
+        return labels[:, :0]
+    columns = [(label, names.index(label.name)) for label in told]
     return torch.stack([numbers_in(label, sets[column])[labels[:, column]] for label, column in columns], dim=1)
 
 

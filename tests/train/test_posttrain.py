@@ -11,7 +11,8 @@ from imgtok import hub
 from imgtok.backbones.query import QueryConfig
 from imgtok.backbones.vit import ViTConfig
 from imgtok.data import load as load_images
-from imgtok.generators.condition import Label, LabelConditionConfig, TextConditionConfig
+from imgtok.generators.condition import Label, LabelConditionConfig, TextConditionConfig, length_label
+from imgtok.nn.nested import NestedDropout
 from imgtok.quantizers.gaussian import GaussianConfig
 from imgtok.quantizers.residual import ResidualConfig
 from imgtok.quantizers.views import ScalesConfig
@@ -43,6 +44,7 @@ SIZES = {"width": 16, "depth": 2, "num_heads": 2}
 KINDS = {
     "next-token": TransformerSizes(**SIZES),
     "sequence": TransformerSizes(**SIZES),
+    "any-length": TransformerSizes(**SIZES, prefix=NestedDropout(per="image"), tell_length=True),
     "next-scale": NextScaleSizes(**SIZES, gate_init=0.3),
     "masked": MaskedSizes(**SIZES),
 }
@@ -52,11 +54,11 @@ KINDS = {
 def pair(request, tokenizer_training):
     """A tokenizer and a generator of its tokens, both with random weights."""
     config, dice = tokenizer_training.tokenizer, torch.Generator().manual_seed(0)
-    if request.param == "sequence":
+    if request.param in ("sequence", "any-length"):
         vit = ViTConfig(width=16, depth=1, num_heads=2)
-        config = replace(
-            config, backbone=QueryConfig(latents=(9,), patch_size=4, grid=(4, 4), encoder=vit, decoder=vit)
-        )
+        nested = NestedDropout(per="image") if request.param == "any-length" else None
+        backbone = QueryConfig(latents=(9,), patch_size=4, grid=(4, 4), encoder=vit, decoder=vit, nested=nested)
+        config = replace(config, backbone=backbone)
     if request.param == "next-scale":
         stage = replace(config.quantizer, l2_norm=False)
         config = replace(config, quantizer=ResidualConfig(stage=stage, view=ScalesConfig(scales=(1, 2, 4), blends=2)))
@@ -312,6 +314,8 @@ def test_labels_are_matched_by_name():
     assert condition_of(LabelConditionConfig(labels=LABELS), sets, labels).tolist() == [[0], [1]]
     numbered = LabelConditionConfig(labels=(Label(size=2),))
     assert condition_of(numbered, sets, labels).tolist() == [[1], [0]]
+    counted = LabelConditionConfig(labels=(*LABELS, length_label(9)))
+    assert condition_of(counted, sets, labels).tolist() == [[0], [1]]  # how many tokens is added when they are drawn
     with pytest.raises(ValueError, match=r"'stripes' is none that the generator is told \(3 classes without names\)"):
         condition_of(LabelConditionConfig(labels=(Label(size=3),)), sets[1:], labels[:, 1:])
     with pytest.raises(ValueError, match="told 'kind', but the pictures are labelled by style, class"):
