@@ -134,7 +134,7 @@ def sample_tokens(
     most = strategy.window + 1  # tokens that a round can commit
     given = None if forced is None else with_room(forced[:, :total], most, strategy)
     job = Job(generator, condition, law, guidance, keys, total, scorer, given)
-    if not compile:  # compiled code makes noise as quickly as it reads it
+    if not compile:  # compiled rounds make it in one piece with what they do with it
         job = job.with_noise(total + 2 * most)
     progress = beginning(rows, total + most, device)
     memory, accepted = strategy.begin(job, earlier), torch.zeros(most + 1, dtype=torch.int64, device=device)

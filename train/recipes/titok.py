@@ -1,7 +1,8 @@
 """TiTok's recipes (arXiv:2406.07550), from its published configurations: two stages, one stage, generators.
 
-Ours differ in what this package lacks: LPIPS stands for the logits of a ConvNeXt, a PatchGAN without LeCAM for theirs,
-bfloat16 for float16; and weight decay is on positions and codes too. Squared errors are those of pixels in [0, 1].
+Ours differ in what this package lacks: LPIPS stands for the logits of a ConvNeXt, a PatchGAN for theirs with blurs,
+bfloat16 for float16; LeCam looks at each logit, where theirs looks at their mean; and weight decay is on positions and
+codes too. Squared errors are those of pixels in [0, 1].
 """
 
 from __future__ import annotations
@@ -71,6 +72,8 @@ def second_stage(batch_size: int = 256) -> DecoderTraining:
             adversarial_start=20_000,
             adversarial_loss="hinge",
             adaptive=False,
+            lecam=0.001,
+            lecam_form="released",
         ),
         optimizer=optimizer(0.999, 5_000),
         discriminator_optimizer=optimizer(0.999, 5_000),
@@ -97,6 +100,8 @@ def one_stage(tokenizer: TokenizerConfig) -> TokenizerTraining:
             adversarial_start=200_000,
             adversarial_loss="hinge",
             adaptive=False,
+            lecam=0.001,
+            lecam_form="released",
         ),
         optimizer=optimizer(0.999, 10_000),
         discriminator_optimizer=optimizer(0.999, 10_000),
