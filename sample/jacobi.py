@@ -51,7 +51,5 @@ class Jacobi:
 
 def noise_only(job: Job, window: int) -> Tensor:
     """The token that the noise alone would choose at each place that a window can reach: b m."""
-    if job.shared is not None:
-        return job.shared.argmax(-1)
     places = torch.arange(job.total + 2 * window + 2, device=job.keys.device).expand(len(job.keys), -1)
     return torch.cat([job.noise(part).argmax(-1) for part in places.split(64, dim=1)], dim=1)

@@ -119,6 +119,7 @@ class FlowTask(nn.Module):
     def __init__(self, config: FlowTraining, validation: ImageSource | None = None) -> None:
         super().__init__()
         self.config, loss = config, config.loss
+        self.origins: dict[str, str] = {}  # fingerprints of trained models that it begins with: none
         self.model = config.tokenizer.build()
         nn.init.normal_(self.model.to_codes.weight, std=SMALL)  # where tanh is steep: no level beyond it learns to move
         if config.autoencoder is not None:

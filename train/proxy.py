@@ -14,6 +14,7 @@ from imgtok.backbones.cnn import CNN, CNNConfig
 from imgtok.backbones.query import CodeHead, CodeHeadConfig, Query, QueryConfig
 from imgtok.data import ImageSource
 from imgtok.data.transforms import to_float
+from imgtok.hub import fingerprint
 from imgtok.quantizers.vector import VectorConfig
 from imgtok.tokenizer import Tokenizer, TokenizerConfig, size_of
 from imgtok.train.config import (
@@ -75,6 +76,7 @@ class ProxyTask(TokenizerTask):
         losses = TokenizerLossConfig(l2=0.0, commitment=config.loss.commitment, codebook=config.loss.codebook)
         student = student_config(config.tokenizer, teacher.config)
         super().__init__(TokenizerTraining(tokenizer=student, loop=config.loop, loss=losses), validation)
+        self.origins = {"teacher": fingerprint(teacher)}
         self.proxy = config.loss.proxy
         adopt(self.head, teacher)
         self.companions = (teacher.eval().requires_grad_(False),)
@@ -131,6 +133,7 @@ class DecoderTask(TokenizerTask):
     def __init__(self, config: DecoderTraining, start: Tokenizer, validation: ImageSource | None = None) -> None:
         losses = TokenizerLossConfig(**vars(config.loss))
         super().__init__(TokenizerTraining(tokenizer=start.config, loop=config.loop, loss=losses), validation)
+        self.origins = {"start": fingerprint(start)}
         self.model.load_state_dict(start.state_dict())
         train_decoder_alone(self.model)
 

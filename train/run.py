@@ -50,7 +50,7 @@ def train_tokenizer(
     out, accelerator = Path(out), accelerator_for(device)
     parts = tokenizer_parts(config, accelerator)
     if accelerator.is_main_process:
-        prepare_folder(out, config, resume, origins_of(config))
+        prepare_folder(out, config, resume, parts.task.origins)
     accelerator.wait_for_everyone()
     return fit(*parts[:4], out, accelerator=accelerator, name="tokenizer")
 
@@ -88,14 +88,6 @@ def tokenizer_parts(config: AnyTokenizerTraining, accelerator: Accelerator) -> P
     if isinstance(config, (TokenizerTraining, DecoderTraining)):
         optimizers = (config.optimizer, config.discriminator_optimizer)
     return Parts(tokenizer_task(config, validation), batches, optimizers, config.loop, accelerator)
-
-
-def origins_of(config: AnyTokenizerTraining) -> dict[str, str]:
-    """Fingerprints of the trained tokenizers that a stage of two begins with."""
-    if not isinstance(config, (ProxyTraining, DecoderTraining)):
-        return {}
-    name = "teacher" if isinstance(config, ProxyTraining) else "start"
-    return {name: hub.fingerprint(hub.load(check_source(config)))}
 
 
 def image_size_of(config: AnyTokenizerTraining) -> int:

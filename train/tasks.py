@@ -95,6 +95,7 @@ class TokenizerTask(nn.Module):
     def __init__(self, config: TokenizerTraining, validation: ImageSource | None = None) -> None:
         super().__init__()
         self.config = config
+        self.origins: dict[str, str] = {}  # fingerprints of trained models that it begins with
         self.model = config.tokenizer.build().to(memory_format=torch.channels_last)  # quicker, on CPUs too
         self.upkeep = self.model.quantizer.upkeep()
         self.pictures = PictureLosses(config.loss)

@@ -142,8 +142,8 @@ class CNN(nn.Module):
                 f"latents of {latents.shape[1]} x {latents.shape[2]} places are not those of an image of "
                 f"{size[0]} x {size[1]} pixels; leave size out"
             )
-        maps = rearrange(latents, "b h w c -> b c h w")
-        return self.in_parts(self.decoder, maps, maps[0, 0].numel() * self.config.reduction**2)
+        pixels = latents.shape[1] * latents.shape[2] * self.config.reduction**2
+        return self.in_parts(self.decoder, rearrange(latents, "b h w c -> b c h w"), pixels)
 
     def in_parts(self, half: nn.Module, rows: Tensor, pixels: int) -> Tensor:
         """Encoder or decoder of b c h w, whose images have so many pixels each.

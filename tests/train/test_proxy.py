@@ -101,9 +101,9 @@ def few(training, steps: int):
 
 
 def test_the_teachers_codes_are_learned_and_then_pixels_alone(first, pictures, teacher, tmp_path):
-    outcome = train_tokenizer(first, tmp_path / "first", device="cpu")
+    outcome = train_tokenizer(few(first, 160), tmp_path / "first", device="cpu")
     rows = [row for row in read(tmp_path / "first" / "log.jsonl") if "loss" in row]
-    assert rows[-1]["proxy"] < 0.75 * rows[0]["proxy"]
+    assert rows[-1]["proxy"] < 0.6 * rows[0]["proxy"]
     assert {"commitment", "proxy_accuracy", "perplexity"} <= rows[0].keys()
     assert {"val_proxy", "val_proxy_accuracy", "val_psnr"} <= outcome.metrics.keys()
     begun, taught = imgtok.load(tmp_path / "first"), imgtok.load(teacher)
