@@ -7,7 +7,7 @@ from typing import Literal
 
 from imgtok.quantizers.vector import VectorConfig
 from imgtok.tokenizer import TokenizerConfig
-from imgtok.train.discriminators import FrozenFeaturesConfig, PatchGANConfig
+from imgtok.train.discriminators import BlurredPatchGANConfig, FrozenFeaturesConfig, PatchGANConfig
 from imgtok.train.semantic import SemanticConfig
 
 __all__ = ["VectorConfig"]  # named in field types, which JSON reading resolves here
@@ -23,6 +23,8 @@ class OptimizerConfig:
     eps: float = 1e-8
     weight_decay: float = 0.0
     """Decoupled (arXiv:1711.05101), on tensors of two or more axes only."""
+    undecayed: tuple[str, ...] = ()
+    """Parts of names: weights that have one of them in theirs are not decayed either."""
     max_grad_norm: float = 1.0
     """Gradients are scaled down to this norm; 0: never."""
     schedule: Literal["constant", "cosine"] = "constant"
@@ -106,6 +108,10 @@ class PictureLossConfig:
     perceptual_network: Literal["none", "lpips-vgg", "lpips-alex", "efficientnet-lite0", "vgg-hed"] = "none"
     perceptual_weights: str | None = None
     """A file of the network's weights, instead of the torch hub cache or the installed package."""
+    classifier: float = 0.0
+    """Of the squared difference of what a classifier, ConvNeXt-S, says of both pictures, as TiTok has it."""
+    classifier_weights: str | None = None
+    """A file of torchvision's weights of it, instead of the torch hub cache."""
     adversarial: float = 0.0
     adversarial_start: int = 0
     """First step of the discriminator and of the adversarial loss."""
@@ -114,12 +120,13 @@ class PictureLossConfig:
     """Scale the adversarial loss so that its gradient at the last layer equals that of the reconstruction losses."""
     lecam: float = 0.0
     """Of LeCam regularisation in the discriminator's loss, for few pictures (arXiv:2104.03310)."""
-    lecam_form: Literal["paper", "released"] = "paper"
-    """The paper's squares, or those of its released code, which RobusTok took over: of one sign only."""
+    lecam_form: Literal["paper", "released", "means"] = "paper"
+    """The paper's squares; those of its released code, which RobusTok took over: of one sign only; or TiTok's: those of
+    the means of the batch."""
     lecam_decay: float = 0.999
     """Of the running means of logits that LeCam compares with."""
-    discriminator: PatchGANConfig | FrozenFeaturesConfig = field(default_factory=PatchGANConfig)
-    """PatchGAN, or heads on the features of a frozen network."""
+    discriminator: PatchGANConfig | BlurredPatchGANConfig | FrozenFeaturesConfig = field(default_factory=PatchGANConfig)
+    """PatchGAN, with blurs or without, or heads on the features of a frozen network."""
 
     def __post_init__(self) -> None:
         if (self.perceptual > 0) != (self.perceptual_network != "none"):

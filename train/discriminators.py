@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Literal, Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
@@ -108,6 +110,76 @@ def initialize(module: nn.Module) -> None:
         return
     if module.bias is not None:
         nn.init.zeros_(module.bias)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlurredPatchGANConfig:
+    """Sizes of a patch discriminator that blurs before it drops pixels: that of TiTok (arXiv:2406.07550)."""
+
+    width: int = 128
+    """Channels after the first convolution and the first halving; they double with each further one."""
+    num_layers: int = 3
+    """Halvings."""
+    places: int = 16
+    """Logits along each side: the greatest features around each place are judged, whatever the size of pictures."""
+
+    def __post_init__(self) -> None:
+        for name in ("width", "num_layers", "places"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"discriminator.{name} must be at least 1, got {getattr(self, name)}")
+
+    def build(self) -> BlurredPatchGAN:
+        return BlurredPatchGAN(self.width, self.num_layers, self.places)
+
+
+class BlurredPatchGAN(nn.Module):
+    """3x3 convolutions, each before a blur of stride 2, group normalisation and LeakyReLU 0.1, between two of 5x5."""
+
+    def __init__(self, width: int = 128, num_layers: int = 3, places: int = 16) -> None:
+        super().__init__()
+        widths = [width] + [width * 2**i for i in range(num_layers)]
+        self.layers = nn.Sequential(
+            nn.Conv2d(3, width, 5, padding=2),
+            nn.LeakyReLU(0.1),
+            *(blurred(before, after) for before, after in pairwise(widths)),
+            nn.AdaptiveMaxPool2d(places),
+            nn.Conv2d(widths[-1], widths[-1], 1),
+            nn.LeakyReLU(0.1),
+            nn.Conv2d(widths[-1], 1, 5, padding=2),
+        )
+
+    @property
+    def companions(self) -> tuple[nn.Module, ...]:
+        return ()
+
+    def hidden_weights(self) -> list[nn.Parameter]:
+        """Of all convolutions but the first and the last."""
+        return [p for layer in self.layers[1:-1] for p in layer.parameters() if p.ndim >= 2]
+
+    def forward(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:  # b 3 h w -> b 1 n n
+        """Logits of the places of pictures in [-1, 1], of any size."""
+        return self.layers(images)
+
+
+def blurred(width_in: int, width_out: int) -> nn.Sequential:
+    convolution = nn.Conv2d(width_in, width_out, 3, padding=1)
+    return nn.Sequential(convolution, Blur(), build_norm("group", width_out), nn.LeakyReLU(0.1))
+
+
+class Blur(nn.Module):
+    """b c h w -> b c ceil(h / 2) ceil(w / 2): each channel weighted 1, 3, 3, 1 along both sides, zeros around it."""
+
+    kernel: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        row = torch.tensor([1.0, 3.0, 3.0, 1.0]) / 8
+        self.register_buffer("kernel", torch.outer(row, row)[None, None], persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        height, width = x.shape[-2:]
+        x = F.pad(x, (1, 1 + width % 2, 1, 1 + height % 2))
+        return F.conv2d(x, self.kernel.expand(x.shape[1], 1, -1, -1).to(x.dtype), stride=2, groups=x.shape[1])
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -86,10 +86,12 @@ class Player:
 def optimizers_of(module: Any, config: OptimizerConfig) -> list[torch.optim.Optimizer]:
     """AdamW, and Muon for the module's hidden weights if it has a learning rate."""
     hidden: list[nn.Parameter] = module.hidden_weights() if config.muon_lr else []
-    rest = [p for p in module.parameters() if p.requires_grad and not any(p is other for other in hidden)]
+    apart = {id(p) for p in hidden}
+    rest = [(name, p) for name, p in module.named_parameters() if p.requires_grad and id(p) not in apart]
+    decayed = {id(p) for name, p in rest if p.ndim >= 2 and not any(part in name for part in config.undecayed)}
     groups: list[dict[str, Any]] = [
-        {"params": [p for p in rest if p.ndim >= 2]},
-        {"params": [p for p in rest if p.ndim < 2], "weight_decay": 0.0},
+        {"params": [p for _, p in rest if id(p) in decayed]},
+        {"params": [p for _, p in rest if id(p) not in decayed], "weight_decay": 0.0},
     ]
     adamw = torch.optim.AdamW(
         groups, lr=config.lr, betas=config.betas, eps=config.eps, weight_decay=config.weight_decay, fused=True

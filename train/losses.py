@@ -75,6 +75,11 @@ def lecam_released(real_logits: Tensor, fake_logits: Tensor, ema_real: Tensor, e
     return real_term + fake_term
 
 
+def lecam_of_means(real_logits: Tensor, fake_logits: Tensor, ema_real: Tensor, ema_fake: Tensor) -> Tensor:
+    """As `lecam_released`, but of the mean logits of the batch in place of each logit: TiTok's (arXiv:2406.07550)."""
+    return lecam_released(real_logits.float().mean(), fake_logits.float().mean(), ema_real, ema_fake)
+
+
 def contrastive(codes: Tensor, features: Tensor, scale: float = 1.0, normalize: bool = False) -> Tensor:
     """Symmetric cross-entropy of telling which row of one belongs to which of the other (CLIP, arXiv:2103.00020).
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from imgtok.data import ImageSource, grid
 from imgtok.data.transforms import to_float, to_uint8
 from imgtok.metrics.image import psnr
-from imgtok.metrics.perceptual import perceptual_distance
+from imgtok.metrics.perceptual import convnext_small, perceptual_distance
 from imgtok.metrics.tokens import code_usage, perplexity
 from imgtok.quantizers.base import Quantized
 from imgtok.quantizers.perturb import draw, perturbed
@@ -24,6 +24,7 @@ from imgtok.train.losses import (
     adaptive_weight,
     hinge_discriminator,
     hinge_generator,
+    lecam_of_means,
     lecam_regulariser,
     lecam_released,
     non_saturating_discriminator,
@@ -33,6 +34,8 @@ from imgtok.train.losses import (
 )
 from imgtok.train.schedules import perturbation_share
 from imgtok.train.semantic import SemanticLoss, clean_codes
+
+LECAM = {"paper": lecam_regulariser, "released": lecam_released, "means": lecam_of_means}
 
 
 class Output(NamedTuple):
@@ -184,13 +187,15 @@ class PictureLosses:
     def __init__(self, config: PictureLossConfig) -> None:
         self.config = config
         perceptual = perceptual_distance(config.perceptual_network, config.perceptual_weights)
-        self.perceptual: tuple[nn.Module, ...] = () if perceptual is None else (perceptual,)
+        self.frozen: dict[str, nn.Module] = {} if perceptual is None else {"perceptual": perceptual}
+        if config.classifier > 0:
+            self.frozen["classifier"] = convnext_small(config.classifier_weights)
         self.adversary = PictureAdversary(config) if config.adversarial > 0 else None
 
     @property
     def companions(self) -> tuple[nn.Module, ...]:
         """All frozen networks."""
-        return self.perceptual + (self.adversary.network.companions if self.adversary else ())
+        return tuple(self.frozen.values()) + (self.adversary.network.companions if self.adversary else ())
 
     def __call__(
         self, output: Tensor, images: Tensor, step: int, last_layer: nn.Parameter, generator: torch.Generator
@@ -212,8 +217,8 @@ class PictureLosses:
             "l1": self.config.l1 * reconstruction_l1(output, images),
             "l2": self.config.l2 * reconstruction_l2(output, images),
         }
-        for network in self.perceptual:
-            losses["perceptual"] = self.config.perceptual * network(output, images).mean()
+        for name, network in self.frozen.items():
+            losses[name] = getattr(self.config, name) * network(output, images).mean()
         return losses
 
     def fooling(
@@ -258,11 +263,13 @@ class PictureAdversary(nn.Module):
         return {"discriminator": loss} | ({"lecam": self.lecam(real, fake)} if self.config.lecam > 0 else {})
 
     def lecam(self, real: Tensor, fake: Tensor) -> Tensor:
-        """Weighted. The running means, from 0 on, have seen these logits already, as in RobusTok's code."""
+        """Weighted. The running means, from 0 on, have seen these logits already as in RobusTok's code; not TiTok's."""
+        before = self.mean_real.clone(), self.mean_fake.clone()
         for mean, logits in ((self.mean_real, real), (self.mean_fake, fake)):
             mean.lerp_(logits.detach().mean(), 1 - self.config.lecam_decay)
-        form = lecam_regulariser if self.config.lecam_form == "paper" else lecam_released
-        return self.config.lecam * form(real, fake, self.mean_real.clone(), self.mean_fake.clone())
+        form = self.config.lecam_form
+        means = before if form == "means" else (self.mean_real.clone(), self.mean_fake.clone())
+        return self.config.lecam * LECAM[form](real, fake, *means)
 
     def fooling(self, images: Tensor, generator: torch.Generator) -> Tensor:
         logits = self.network(images, generator).float()

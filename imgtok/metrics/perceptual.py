@@ -8,6 +8,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
@@ -48,15 +49,44 @@ def perceptual_distance(name: str, weights: str | Path | None = None) -> Percept
     raise ValueError(f"perceptual distance {name!r} is unknown; use one of {', '.join(PERCEPTUAL)}")
 
 
-class PerceptualDistance(nn.Module):
+class FrozenDistance(nn.Module):
+    """A distance of pictures b 3 h w in [-1, 1], by a network that stays frozen and in evaluation mode."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float], minimum_size: int = 1) -> None:
+        """The network reads (images - mean) / std."""
+        super().__init__()
+        self.minimum_size = minimum_size
+        self.register_buffer("mean", torch.tensor(mean)[:, None, None], persistent=False)
+        self.register_buffer("std", torch.tensor(std)[:, None, None], persistent=False)
+
+    def freeze(self) -> None:
+        self.requires_grad_(False)
+        self.eval()
+
+    def train(self, mode: bool = True) -> FrozenDistance:
+        """Stays in evaluation mode: a trainer that puts its whole task in train mode must not change the distance."""
+        return super().train(False)
+
+    def normalize(self, images: Tensor) -> Tensor:
+        return (images.float() - self.mean) / self.std
+
+    def check(self, images: Tensor, reference: Tensor) -> None:
+        if images.shape != reference.shape or images.ndim != 4 or images.shape[1] != 3:
+            raise ValueError(f"expected two batches b 3 h w, got {tuple(images.shape)} and {tuple(reference.shape)}")
+        if min(images.shape[-2:]) < self.minimum_size:
+            size, least = tuple(images.shape[-2:]), self.minimum_size
+            raise ValueError(f"pictures of {size} are too small for this network, which needs {least}x{least}")
+
+
+class PerceptualDistance(FrozenDistance):
     """Weighted squared difference of unit-normalised features, averaged over places, summed over a network's stages.
 
     Equation 1 of arXiv:1801.03924 without dropout. The network is frozen and stays in evaluation mode after `.train()`;
     the gradient reaches both pictures. Under autocast only the network runs in low precision, the distance does not.
     """
-
-    mean: Tensor
-    std: Tensor
 
     def __init__(
         self,
@@ -67,14 +97,10 @@ class PerceptualDistance(nn.Module):
         minimum_size: int = 1,
     ) -> None:
         """Each stage reads the one before, the first (images - mean) / std in RGB. heads: 1 c 1 1 each; None: all 1."""
-        super().__init__()
-        self.minimum_size = minimum_size
+        super().__init__(mean, std, minimum_size)
         self.stages = nn.ModuleList(stages)
         self.heads = None if heads is None else nn.ParameterList(heads)
-        self.register_buffer("mean", torch.tensor(mean)[:, None, None], persistent=False)
-        self.register_buffer("std", torch.tensor(std)[:, None, None], persistent=False)
-        self.requires_grad_(False)
-        self.eval()
+        self.freeze()
 
     def forward(self, images: Tensor, reference: Tensor) -> Tensor:  # b 3 h w twice -> b
         """Distance of each pair of pictures, float in [-1, 1]; float32, 0 for equal pictures.
@@ -93,19 +119,26 @@ class PerceptualDistance(nn.Module):
             distance = distance + difference.sum(1).mean((1, 2))
         return distance
 
-    def train(self, mode: bool = True) -> PerceptualDistance:
-        """Stays in evaluation mode: a trainer that puts its whole task in train mode must not change the distance."""
-        return super().train(False)
 
-    def normalize(self, images: Tensor) -> Tensor:
-        return (images.float() - self.mean) / self.std
+class ClassifierDistance(FrozenDistance):
+    """Mean squared difference of a classifier's logits of pictures resized to `size`: that of TiTok (arXiv:2406.07550).
 
-    def check(self, images: Tensor, reference: Tensor) -> None:
-        if images.shape != reference.shape or images.ndim != 4 or images.shape[1] != 3:
-            raise ValueError(f"expected two batches b 3 h w, got {tuple(images.shape)} and {tuple(reference.shape)}")
-        if min(images.shape[-2:]) < self.minimum_size:
-            size, least = tuple(images.shape[-2:]), self.minimum_size
-            raise ValueError(f"pictures of {size} are too small for this network, which needs {least}x{least}")
+    As above: frozen, with gradients to both pictures, and in float32 after the network.
+    """
+
+    def __init__(self, classifier: nn.Module, mean: Sequence[float], std: Sequence[float], size: int = 224) -> None:
+        super().__init__(mean, std)
+        self.classifier, self.size = classifier, size
+        self.freeze()
+
+    def forward(self, images: Tensor, reference: Tensor) -> Tensor:  # b 3 h w twice -> b
+        """Distance of each pair of pictures, float in [-1, 1]; float32. ValueError for shapes that are not b 3 h w."""
+        self.check(images, reference)
+        return (self.logits(images) - self.logits(reference)).square().mean(1)
+
+    def logits(self, images: Tensor) -> Tensor:
+        resized = F.interpolate(images.float(), (self.size, self.size), mode="bilinear", antialias=True)
+        return self.classifier(self.normalize(resized)).float()
 
 
 def unit(features: Tensor) -> Tensor:  # b c h w
@@ -130,6 +163,20 @@ def lpips_alex(weights: str | Path | None = None) -> PerceptualDistance:
         layers = alexnet(weights=None).features
     load_strictly(layers, feature_weights(path), path)
     return PerceptualDistance(split(layers, ALEX_TAPS), lpips_heads("alex"), *imagenet_scale(), minimum_size=31)
+
+
+def convnext_small(weights: str | Path | None = None) -> ClassifierDistance:
+    """The answers of torchvision's ConvNeXt-S (arXiv:2201.03545), 1000 classes; pictures of any size.
+
+    `weights`: torchvision's `.pth`; None: from the torch hub cache. Raises as `perceptual_distance`.
+    """
+    from torchvision.models import convnext_small as architecture
+
+    path = hub_file(f"{TORCHVISION}/convnext_small-0c510722.pth", weights)
+    with torch.device("meta"):
+        classifier = architecture(weights=None)
+    load_strictly(classifier, torch.load(path, map_location="cpu", weights_only=True), path)
+    return ClassifierDistance(classifier, *imagenet_scale())
 
 
 def efficientnet_lite0(weights: str | Path | None = None) -> PerceptualDistance:

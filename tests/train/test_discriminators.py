@@ -10,6 +10,8 @@ from imgtok import config
 from imgtok.backbones.vit import ImageFeaturesConfig, ViTConfig
 from imgtok.train.augment import AugmentConfig
 from imgtok.train.discriminators import (
+    Blur,
+    BlurredPatchGANConfig,
     FrozenDiscriminator,
     FrozenFeaturesConfig,
     PatchGAN,
@@ -75,6 +77,39 @@ def test_the_smallest_picture_gives_one_logit_and_smaller_ones_are_refused(num_l
     assert discriminator(images(least)).shape == (2, 1, 1, 1)
     with pytest.raises(ValueError, match=f"smaller than {least}x{least}; use fewer num_layers"):
         discriminator(images(least)[..., 1:])
+
+
+def test_the_blurred_ones_default_sizes_are_the_published_ones() -> None:
+    with torch.device("meta"):
+        layers = BlurredPatchGANConfig().build().layers
+    shapes = [tuple(module.weight.shape) for module in layers.modules() if isinstance(module, nn.Conv2d)]
+    halved = [(128, 128, 3, 3), (256, 128, 3, 3), (512, 256, 3, 3)]
+    assert shapes == [(128, 3, 5, 5), *halved, (512, 512, 1, 1), (1, 512, 5, 5)]
+    assert [module.num_groups for module in layers.modules() if isinstance(module, nn.GroupNorm)] == [32, 32, 32]
+
+
+@pytest.mark.parametrize("size", [64, 37, 8])
+def test_the_blurred_one_judges_as_many_places_of_pictures_of_any_size(size: int) -> None:
+    discriminator, x = BlurredPatchGANConfig(width=8, places=4).build(), images(size).requires_grad_()
+    logits = discriminator(x)
+    assert logits.shape == (2, 1, 4, 4)
+    logits.square().sum().backward()
+    assert all(parameter.grad.abs().sum() > 0 for parameter in discriminator.parameters())
+    assert x.grad.isfinite().all() and x.grad.abs().sum() > 0
+    assert not any("kernel" in name for name in discriminator.state_dict())
+
+
+def test_a_blur_weights_neighbours_and_drops_every_other_place() -> None:
+    row = torch.arange(6.0).expand(1, 2, 6, 6)
+    blurred = Blur()(row)
+    assert blurred.shape == (1, 2, 3, 3) and Blur()(row[..., :5]).shape == (1, 2, 3, 3)
+    torch.testing.assert_close(blurred[0, :, 1], torch.tensor([(0 + 3 + 2) / 8, 2.5, (3 + 12 + 15) / 8]).expand(2, 3))
+
+
+@pytest.mark.parametrize("name", ["width", "num_layers", "places"])
+def test_blurred_sizes_below_one_are_refused(name: str) -> None:
+    with pytest.raises(ValueError, match=f"discriminator.{name} must be at least 1, got 0"):
+        BlurredPatchGANConfig(**{name: 0})
 
 
 def test_weights_start_small_and_biases_at_zero() -> None:

@@ -16,6 +16,7 @@ from imgtok.train.losses import (
     contrastive,
     hinge_discriminator,
     hinge_generator,
+    lecam_of_means,
     lecam_regulariser,
     lecam_released,
     non_saturating_discriminator,
@@ -160,6 +161,15 @@ def test_lecam_as_released_counts_what_is_on_its_own_side_alone() -> None:
     assert value.item() == pytest.approx(3**2 / 2 + 3**2 / 2)  # -3 lies below -2, and 4 above 2
     value.backward()
     assert real.grad.tolist() == [3, 0] and fake.grad.tolist() == [-3, 0]
+
+
+def test_lecam_of_means_sees_the_batch_as_one() -> None:
+    real, fake = torch.tensor([1.0, -2.0], requires_grad=True), torch.tensor([-1.0, 2.0], requires_grad=True)
+    value = lecam_of_means(real, fake, torch.tensor(2.0), torch.tensor(-2.0))
+    assert value.item() == pytest.approx(1.5**2 + 1.5**2)
+    value.backward()
+    assert real.grad.tolist() == [1.5, 1.5] and fake.grad.tolist() == [-1.5, -1.5]
+    assert lecam_of_means(real, fake, torch.tensor(0.0), torch.tensor(0.0)).item() == 0  # -0.5 and 0.5 lie beyond
 
 
 def rows(seed: int, count: int = 6) -> Tensor:

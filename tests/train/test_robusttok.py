@@ -2,6 +2,7 @@
 
 import math
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -22,7 +23,7 @@ from imgtok.train.config import (
 )
 from imgtok.train.data import ImageBatch
 from imgtok.train.discriminators import FrozenFeaturesConfig, PatchGANConfig
-from imgtok.train.losses import contrastive, lecam_released
+from imgtok.train.losses import contrastive, lecam_of_means, lecam_released
 from imgtok.train.recipes import TOKENIZERS
 from imgtok.train.run import train_tokenizer
 from imgtok.train.schedules import learning_rate_share, perturbation_share
@@ -207,12 +208,13 @@ def test_weights_and_teachers_that_contradict_each_other_are_refused() -> None:
         PictureLossConfig(lecam_decay=1.0)
 
 
-def test_lecam_compares_with_running_means_that_checkpoints_hold() -> None:
-    """Two steps by hand, from means of 0."""
+@pytest.mark.parametrize(("form", "formula"), [("released", lecam_released), ("means", lecam_of_means)])
+def test_lecam_compares_with_running_means_that_checkpoints_hold(form: str, formula: Callable[..., Tensor]) -> None:
+    """Three steps by hand, from means of 0; TiTok's compares with those of the steps before."""
     config = PictureLossConfig(
         adversarial=1.0,
         lecam=2.0,
-        lecam_form="released",
+        lecam_form=form,
         lecam_decay=0.9,
         discriminator=PatchGANConfig(width=4, num_layers=1, norm="none"),
     )
@@ -220,10 +222,11 @@ def test_lecam_compares_with_running_means_that_checkpoints_hold() -> None:
     real, fake = pictures(), pictures().flip(0) * 0.5
     seen = [adversary.network(images) for images in (real, fake)]
     means = [torch.tensor(0.0), torch.tensor(0.0)]
-    for _ in range(2):
+    for _ in range(3):
         losses = adversary((real, fake), torch.Generator())
+        before = means
         means = [0.9 * mean + 0.1 * logits.mean() for mean, logits in zip(means, seen, strict=True)]
-        torch.testing.assert_close(losses["lecam"], 2 * lecam_released(*seen, *means))
+        torch.testing.assert_close(losses["lecam"], 2 * formula(*seen, *(before if form == "means" else means)))
     assert {"mean_real", "mean_fake"} <= adversary.state_dict().keys()
     assert adversary.mean_real.item() == pytest.approx(means[0].item())
     assert not PictureAdversary(replace(config, lecam=0.0)).state_dict().keys() & {"mean_real", "mean_fake"}

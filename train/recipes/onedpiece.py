@@ -1,4 +1,7 @@
-"""One-D-Piece's recipes (arXiv:2501.10064): TiTok's two stages at larger batches, a random number of tokens in both."""
+"""One-D-Piece's recipes (arXiv:2501.10064): TiTok's two stages at larger batches, a random number of tokens in both.
+
+Weights of the linear layers before either transformer are decayed, unlike TiTok's.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from imgtok.train.recipes import titok
 
 
 def first_stage(size: str) -> ProxyTraining:
-    return titok.first_stage(with_nested_dropout(two_stage(size, 256)), batch_size=1024)
+    return titok.first_stage(with_nested_dropout(two_stage(size, 256)), batch_size=1024, undecayed=titok.TABLES)
 
 
 def s256() -> ProxyTraining:
@@ -25,7 +28,7 @@ def l256() -> ProxyTraining:
 
 
 def second_stage() -> DecoderTraining:
-    return titok.second_stage(batch_size=512)
+    return titok.second_stage(batch_size=512, undecayed=titok.TABLES)
 
 
 PROXIES = {"one-d-piece-s256-stage1": s256, "one-d-piece-b256-stage1": b256, "one-d-piece-l256-stage1": l256}

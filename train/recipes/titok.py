@@ -1,8 +1,7 @@
 """TiTok's recipes (arXiv:2406.07550), from its published configurations: two stages, one stage, generators.
 
-Ours differ in what this package lacks: LPIPS stands for the logits of a ConvNeXt, a PatchGAN for theirs with blurs,
-bfloat16 for float16; LeCam looks at each logit, where theirs looks at their mean; and weight decay is on positions and
-codes too. Squared errors are those of pixels in [0, 1].
+Precision is bfloat16, which needs no scaling of losses, in place of float16. Squared errors are those of pixels in
+[0, 1].
 """
 
 from __future__ import annotations
@@ -21,24 +20,32 @@ from imgtok.train.config import (
     TokenizerLossConfig,
     TokenizerTraining,
 )
+from imgtok.train.discriminators import BlurredPatchGANConfig
 from imgtok.train.generator_config import GeneratorTraining, MaskedSizes
 from imgtok.train.proxy import DecoderTraining, ProxyLossConfig, ProxyTraining
 
 TEACHER = "maskgit-vqgan-f16"
 DATA = ImageDataConfig(source=".", crop_scale=(1.0, 1.0), flip=True)
+# What weight decay leaves alone, besides biases and norms: One-D-Piece has the first, TiTok both.
+TABLES = ("positions", "class_token", "queries", "canvas", "embedding", "codebook")
+TABLES_AND_EMBEDDINGS = (*TABLES, "patches.project", "from_codes")
 UNIT_RANGE = 0.25  # what squared errors of our pixels, in [-1, 1], are of those of the same pixels in [0, 1]
 
 
-def optimizer(beta: float, warmup_steps: int) -> OptimizerConfig:
+def optimizer(
+    beta: float, warmup_steps: int, start: int = 0, undecayed: tuple[str, ...] = TABLES_AND_EMBEDDINGS
+) -> OptimizerConfig:
     """To 1e-4, then a cosine to 1e-5."""
     return OptimizerConfig(
         lr=1e-4,
         betas=(0.9, beta),
         weight_decay=1e-4,
+        undecayed=undecayed,
         max_grad_norm=1.0,
         schedule="cosine",
         final_share=0.1,
         warmup_steps=warmup_steps,
+        start=start,
     )
 
 
@@ -46,7 +53,9 @@ def loop(steps: int, batch_size: int) -> LoopConfig:
     return LoopConfig(steps=steps, batch_size=batch_size, ema_decay=0.999, checkpoint_every=5000, workers=8)
 
 
-def first_stage(tokenizer: TokenizerConfig, batch_size: int = 256) -> ProxyTraining:
+def first_stage(
+    tokenizer: TokenizerConfig, batch_size: int = 256, undecayed: tuple[str, ...] = TABLES_AND_EMBEDDINGS
+) -> ProxyTraining:
     """A million steps of cross-entropy of the teacher's codes; unused codes are left where they are."""
     assert isinstance(tokenizer.quantizer, VectorConfig)
     return ProxyTraining(
@@ -55,28 +64,28 @@ def first_stage(tokenizer: TokenizerConfig, batch_size: int = 256) -> ProxyTrain
         loop=loop(1_000_000, batch_size),
         data=DATA,
         loss=ProxyLossConfig(proxy=1.0, commitment=0.25, codebook=1.0),
-        optimizer=optimizer(0.99, 10_000),
+        optimizer=optimizer(0.99, 10_000, undecayed=undecayed),
     )
 
 
-def second_stage(batch_size: int = 256) -> DecoderTraining:
-    """500,000 steps of pixels, with a discriminator after 20,000; encoder and codes stay."""
+def second_stage(batch_size: int = 256, undecayed: tuple[str, ...] = TABLES_AND_EMBEDDINGS) -> DecoderTraining:
+    """500,000 steps of pixels, with a discriminator after 20,000; encoder and codes stay. No LPIPS."""
     return DecoderTraining(
         loop=loop(500_000, batch_size),
         data=DATA,
         loss=PictureLossConfig(
             l2=UNIT_RANGE,
-            perceptual=0.1,
-            perceptual_network="lpips-vgg",
+            classifier=0.1,
             adversarial=0.01,
             adversarial_start=20_000,
             adversarial_loss="hinge",
             adaptive=False,
             lecam=0.001,
-            lecam_form="released",
+            lecam_form="means",
+            discriminator=BlurredPatchGANConfig(),
         ),
-        optimizer=optimizer(0.999, 5_000),
-        discriminator_optimizer=optimizer(0.999, 5_000),
+        optimizer=optimizer(0.999, 5_000, undecayed=undecayed),
+        discriminator_optimizer=optimizer(0.999, 5_000, start=20_000, undecayed=()),
     )
 
 
@@ -91,8 +100,9 @@ def one_stage(tokenizer: TokenizerConfig) -> TokenizerTraining:
         data=DATA,
         loss=TokenizerLossConfig(
             l2=UNIT_RANGE,
-            perceptual=1.1,
+            perceptual=1.0,
             perceptual_network="lpips-vgg",
+            classifier=0.1,
             commitment=0.25,
             codebook=1.0,
             kl=1e-6,
@@ -101,10 +111,11 @@ def one_stage(tokenizer: TokenizerConfig) -> TokenizerTraining:
             adversarial_loss="hinge",
             adaptive=False,
             lecam=0.001,
-            lecam_form="released",
+            lecam_form="means",
+            discriminator=BlurredPatchGANConfig(),
         ),
         optimizer=optimizer(0.999, 10_000),
-        discriminator_optimizer=optimizer(0.999, 10_000),
+        discriminator_optimizer=optimizer(0.999, 10_000, start=200_000, undecayed=()),
     )
 
 
