@@ -16,6 +16,7 @@ from imgtok.generators.next_scale import NextScaleConfig, NextScaleGenerator
 from imgtok.generators.pack import packed
 from imgtok.generators.presets import PRESETS as GENERATORS
 from imgtok.hub import build_empty
+from imgtok.pack import packed_tokenizer
 from imgtok.presets import PRESETS as TOKENIZERS
 from imgtok.sample.bench import SamplingBench
 from imgtok.sample.eager_stages import decoding_plainly, draw_eagerly
@@ -107,7 +108,9 @@ class Ours(Contender):
     def __init__(self, bench: SamplingBench, pair: Pair, dtype: DType, device: torch.device) -> None:
         super().__init__(bench, pair, dtype, device)
         self.generator = packed(cast_copy(pair.generator, DTYPES[dtype]))
-        self.tokenizer = cast_copy(pair.tokenizer, DTYPES[dtype]).to(memory_format=torch.channels_last)
+        self.tokenizer = packed_tokenizer(
+            cast_copy(pair.tokenizer, DTYPES[dtype]).to(memory_format=torch.channels_last)
+        )
         self.cache = new_cache(self.generator, bench.batch, self.guidance)
 
     def drawn(self, keys: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from imgtok.generators.condition import LabelConditionConfig, TextConditionConfi
 from imgtok.generators.generator import Generator
 from imgtok.generators.hub import load_config
 from imgtok.generators.pack import packed
+from imgtok.pack import packed_tokenizer
 from imgtok.sample.commands.common import (
     Device,
     Flag,
@@ -150,6 +151,7 @@ def edit(
     generator, decoder = load_pair(model, weights, partner, tokenizer_weights, where, DTYPES[dtype])
     original, drawn = prepared(picture, region, picture_size(generator, decoder))
     fast: Any = packed(generator)
+    coder = packed_tokenizer(decoder)
     way: Strategy | Tuner = Plain()
     if not isinstance(generator, Generator):
         check_one_way(model, strategy, False)
@@ -164,7 +166,7 @@ def edit(
     started, condition, statistics = time.monotonic(), on_device(wanted.condition, where), Statistics()
     config = SamplerConfig(law=law, guidance=strength, strategy=way, batch_size=batch_size)
     images, masks = to_float(original).expand(num, -1, -1, -1), drawn.expand(num, -1, -1)
-    versions = draw(fast, decoder, images, masks, condition, config, seed=seed, border=border, statistics=statistics)
+    versions = draw(fast, coder, images, masks, condition, config, seed=seed, border=border, statistics=statistics)
     first = save_all(versions, out, num)
     seconds = time.monotonic() - started
     shown = original.masked_fill(drawn, GREY)

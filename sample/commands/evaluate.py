@@ -18,6 +18,7 @@ from imgtok.generators.pack import packed
 from imgtok.hub import fingerprint
 from imgtok.metrics.adm import read_pictures, write_pictures, write_statistics
 from imgtok.metrics.perceptual import perceptual_distance
+from imgtok.pack import packed_tokenizer
 from imgtok.sample.commands.common import (
     Device,
     Flag,
@@ -304,6 +305,7 @@ def generator(
     )
     unmasking = Unmasking(steps=unmasking_steps, noise=unmasking_noise, anneal=unmasking_anneal)
     source: Any = packed(loaded)
+    fast = packed_tokenizer(decoder)
     way = Tuner(source, strength, min(batch_size, images)) if isinstance(loaded, Generator) else Plain()
     config = SamplerConfig(law=law, guidance=strength, strategy=way, unmasking=unmasking, batch_size=batch_size)
     recipe = {
@@ -323,7 +325,8 @@ def generator(
 
     def drawn(numbers: range) -> Iterator[Tensor]:
         rows = on_device(loaded.condition.select(condition, slice(numbers.start, numbers.stop)), where)
-        batches = shown("generate", draw(source, decoder, rows, config, seed=seed, first=numbers.start), len(numbers))
+        pictures = draw(source, fast, rows, config, seed=seed, first=numbers.start)
+        batches = shown("generate", pictures, len(numbers))
         if save_pictures is not None:  # drawn once: what is written is read again
             write_pictures(save_pictures, (to_uint8(batch).cpu() for batch in batches), images)
             batches = (to_float(batch) for batch in read_pictures(save_pictures, batch_size))

@@ -26,6 +26,7 @@ from imgtok.generators.hub import AnyGenerator, load, load_config, load_next_tok
 from imgtok.generators.next_scale import NextScaleGenerator
 from imgtok.generators.pack import packed
 from imgtok.generators.presets import PRESETS
+from imgtok.pack import packed_tokenizer
 from imgtok.presets import PRESETS as TOKENIZERS
 from imgtok.sample.commands.common import (
     Device,
@@ -221,7 +222,7 @@ def generate(
     check_length(loaded, config)
     start_folder(out, settings, wanted.rows)
     started, condition, statistics = time.monotonic(), on_device(wanted.condition, where), Statistics()
-    images = draw(generator, decoder, condition, config, seed=seed, statistics=statistics)
+    images = draw(generator, packed_tokenizer(decoder), condition, config, seed=seed, statistics=statistics)
     first = save_all(images, out, len(wanted.rows))
     seconds = time.monotonic() - started
     if grid:
