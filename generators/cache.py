@@ -6,6 +6,23 @@ import torch
 from torch import Tensor
 
 
+def fastest_type(dtype: torch.dtype, device: torch.device) -> torch.dtype:
+    """Of keys and values for parameters of `dtype`.
+
+    That of the parameters, but at least float32 on a CPU without units for bfloat16 matrices (AMX): its fused
+    attention is slow in half precision.
+    """
+    if device.type != "cpu" or (dtype == torch.bfloat16 and has_matrix_units()):
+        return dtype
+    return torch.promote_types(dtype, torch.float32)
+
+
+def has_matrix_units() -> bool:
+    """Whether this processor has AMX; False where torch cannot tell."""
+    tell = getattr(torch.cpu, "_is_amx_tile_supported", None)
+    return tell is not None and bool(tell())
+
+
 class KVCache:
     """Fixed memory for `rows` sequences of up to `length` positions.
 

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from imgtok.generators.cache import KVCache
+from imgtok.generators.cache import KVCache, fastest_type
 from imgtok.generators.condition import Condition, LabelConditionConfig, TextConditionConfig
 from imgtok.generators.heads import CategoricalHead
 from imgtok.generators.inputs import TokenInputs
@@ -174,9 +174,9 @@ class Generator(nn.Module):
     def new_cache(self, rows: int, extra: int = 0) -> KVCache:
         """Memory for `rows` images (guidance counts twice); `extra`: spare columns.
 
-        Of the parameters' type, but at least float32 on a CPU, whose fused attention is slow in half precision.
+        Of the type that attention is fastest in.
         """
-        config, dtype = self.config, self.dtype
+        config = self.config
         return KVCache(
             layers=len(self.blocks),
             rows=rows,
@@ -184,7 +184,7 @@ class Generator(nn.Module):
             length=self.num_slots + self.num_tokens + extra,
             head_dim=config.width // config.num_heads,
             width=config.width,
-            dtype=torch.promote_types(dtype, torch.float32) if self.device.type == "cpu" else dtype,
+            dtype=fastest_type(self.dtype, self.device),
             device=self.device,
         )
 

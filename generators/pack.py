@@ -47,7 +47,7 @@ class PackedBlock(nn.Module):
         v = v.transpose(1, 2)
         k, v = (k, v.float()) if cache is None else cache.append(k, v)
         grouped = self.heads != self.kv_heads
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=grouped)
+        out = F.scaled_dot_product_attention(q.to(k.dtype), k, v, attn_mask=mask, is_causal=causal, enable_gqa=grouped)
         x = self.proj.plus(out.transpose(1, 2).to(x.dtype).reshape(b, n, -1), x)
         h = normalized(self.mlp_norm, x)
         return self.down.plus(self.up.times(h, self.gate.silu(h)), x)

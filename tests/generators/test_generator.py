@@ -10,8 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from imgtok.generators import cache as cache_module
 from imgtok.generators.condition import Label, LabelConditionConfig, TextConditionConfig, TextFeatures
 from imgtok.generators.generator import Generator, GeneratorConfig
+from imgtok.generators.pack import packed
 from imgtok.tokens import GridLayout, SequenceLayout
 
 CLASSES = LabelConditionConfig(labels=(Label(size=4), Label(name="style", size=2)))
@@ -206,12 +208,19 @@ def test_text_padding_is_invisible(form):
 
 
 @torch.no_grad()
-def test_a_generator_in_half_precision_keeps_its_cache_in_it_but_on_a_cpu():
+@pytest.mark.parametrize(("units", "dtype"), [(True, torch.bfloat16), (False, torch.float32)])
+@pytest.mark.parametrize("pack", [True, False])
+def test_a_generator_in_half_precision_keeps_its_cache_in_it_but_on_a_cpu_without_units_for_it(
+    units, dtype, pack, monkeypatch
+):
+    monkeypatch.setattr(cache_module, "has_matrix_units", lambda: units)
     generator = random_generator(CONFIG).bfloat16()
     assert generator.to("meta").new_cache(3, 1).keys[0].dtype == torch.bfloat16
+    assert random_generator(CONFIG).half().new_cache(3, 1).keys[0].dtype == torch.float32
     generator = random_generator(CONFIG).bfloat16()
+    generator = packed(generator) if pack else generator
     cache = generator.new_cache(3, 1)
-    assert cache.keys[0].dtype == torch.float32
+    assert cache.keys[0].dtype == dtype
     generator.prefill(condition_of(CONFIG), cache)
     assert generator.score(TOKENS[:, :1], torch.full((3,), -1), cache, cache.length).dtype == torch.bfloat16
 

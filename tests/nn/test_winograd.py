@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from imgtok.nn import winograd
-from imgtok.nn.winograd import WinogradConv, convolved, suits, transformed
+from imgtok.nn.winograd import WinogradConv, convolve, suits, transformed
 
 
 def noise(*shape: int, seed: int = 0) -> Tensor:
@@ -35,10 +35,15 @@ def test_tiles_make_the_convolution_however_they_are_cut_into_strips(
 ) -> None:
     monkeypatch.setattr(winograd, "STRIP", strip)
     conv, x = layer(3, 5).double(), noise(1, 3, height, width).double()
+    found = torch.empty(height, width, 5, dtype=torch.float64)
     with torch.no_grad():
-        found = convolved(x[0].permute(1, 2, 0), transformed(conv.weight), conv.bias)
-    assert found.shape == (height, width, 5)
+        convolve(x[0].permute(1, 2, 0), transformed(conv.weight), conv.bias, found)
     assert error(found.permute(2, 0, 1)[None], x, conv) < 1e-12
+    same = layer(3, 3).double()
+    over = x[0].permute(1, 2, 0).contiguous()
+    with torch.no_grad():
+        convolve(over, transformed(same.weight), same.bias, over)
+    assert error(over.permute(2, 0, 1)[None], x, same) < 1e-12
 
 
 @torch.no_grad()
@@ -49,9 +54,17 @@ def test_large_maps_take_the_tiles_and_each_picture_is_computed_alone() -> None:
     assert quick.filters is not None and quick.filters.shape == (36, 128, 144)
     assert found.shape == (2, 144, 32, 40)
     assert error(found, x, conv) < 1e-4
-    kept = x.to(memory_format=torch.channels_last)
-    assert torch.equal(quick(kept), found) and torch.equal(quick(x[1:]), found[1:])
-    assert quick(x[:1]).is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(quick(x.to(memory_format=torch.channels_last)), found) and torch.equal(quick(x[1:]), found[1:])
+    assert found.is_contiguous(memory_format=torch.channels_last)
+
+
+@torch.no_grad()
+def test_with_as_many_channels_as_before_no_fresh_memory_is_taken() -> None:
+    conv, x = layer(128, 128), noise(2, 128, 32, 32).to(memory_format=torch.channels_last)
+    kept = x.clone()
+    found = WinogradConv(conv)(x)
+    assert found.data_ptr() == x.data_ptr()
+    assert error(found, kept, conv) < 1e-4
 
 
 def test_what_it_is_not_for_is_left_to_the_convolution() -> None:
