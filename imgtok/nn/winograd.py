@@ -43,10 +43,12 @@ class WinogradConv(nn.Module):
             return self.conv(x)
         if self.filters is None:
             self.filters = transformed(self.conv.weight)
+        bias = self.conv.bias
+        assert bias is not None
         maps = x.permute(0, 2, 3, 1).contiguous()
-        out = maps if len(self.conv.bias) == maps.shape[-1] else maps.new_empty(*maps.shape[:-1], len(self.conv.bias))
+        out = maps if len(bias) == maps.shape[-1] else maps.new_empty(*maps.shape[:-1], len(bias))
         for each, onto in zip(maps, out, strict=True):
-            convolve(each, self.filters, self.conv.bias, onto)
+            convolve(each, self.filters, bias, onto)
         return out.permute(0, 3, 1, 2)
 
 
