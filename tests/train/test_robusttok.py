@@ -167,6 +167,7 @@ def test_without_weight_there_is_no_teacher(tokenizer_training: TokenizerTrainin
 def test_semantic_codes_are_clean_unless_the_released_ones_are_wanted(tokenizer_training, teacher) -> None:
     perturb = PerturbConfig(share=1.0, neighbours=16, final=1.0)
     losses, state = {}, None
+    torch.manual_seed(5)  # with some weights hardly any code is swapped for another
     for name, codes, swapping in (("none", "clean", False), ("clean", "clean", True), ("read", "read", True)):
         training = with_semantic(tokenizer_training, codes=codes)
         task = TokenizerTask(replace(training, perturb=perturb) if swapping else training).eval()
