@@ -15,7 +15,7 @@ from imgtok.nn.attention import LayerCache
 from imgtok.nn.block import AdaLNBlock, Block
 from imgtok.nn.mlp import MLP
 from imgtok.nn.norm import RMSNorm
-from imgtok.nn.packed import PackedLinear, can_pack, packed_linear
+from imgtok.nn.packed import PackedLinear, can_pack, packed_linear, packed_weight
 from imgtok.nn.position import Rope
 
 G = TypeVar("G", bound=nn.Module)
@@ -34,8 +34,8 @@ class PackedBlock(nn.Module):
         gate, up = mlp.gate_up.weight.chunk(2)
         self.heads, self.kv_heads, self.head_dim = attention.num_heads, attention.num_kv_heads, attention.head_dim
         self.attention_norm, self.mlp_norm = block.attention_norm, block.mlp_norm
-        self.qkv, self.proj = packed_linear(attention.qkv.weight), packed_linear(attention.proj.weight)
-        self.gate, self.up, self.down = packed_linear(gate), packed_linear(up), packed_linear(mlp.down.weight)
+        self.qkv, self.proj = packed_linear(attention.qkv), packed_linear(attention.proj)
+        self.gate, self.up, self.down = packed_weight(gate), packed_weight(up), packed_linear(mlp.down)
 
     def forward(
         self, x: Tensor, rope: Rope, mask: Tensor | None = None, causal: bool = False, cache: LayerCache | None = None
@@ -58,14 +58,10 @@ class PackedMLP(nn.Module):
 
     def __init__(self, mlp: MLP) -> None:
         super().__init__()
-        self.fc1, self.fc2 = linear(mlp.fc1), linear(mlp.fc2)
+        self.fc1, self.fc2 = packed_linear(mlp.fc1), packed_linear(mlp.fc2)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fc2(self.fc1.gelu(x))
-
-
-def linear(layer: nn.Linear) -> PackedLinear:
-    return packed_linear(layer.weight, layer.bias)
 
 
 def normalized(norm: RMSNorm, x: Tensor) -> Tensor:
@@ -98,7 +94,7 @@ def packed(generator: G) -> G:
     instead: dict[int, Any] = {id(p): p for p in generator.parameters()}
     head = generator.head.logits
     if isinstance(head, nn.Linear):
-        instead[id(head)] = linear(head)
+        instead[id(head)] = packed_linear(head)
     for block in generator.blocks:
         assert isinstance(block, (Block, AdaLNBlock))
         if isinstance(block.attention.qkv, nn.Linear):
@@ -111,4 +107,4 @@ def packed_parts(block: Block | AdaLNBlock) -> dict[int, nn.Module]:
     if isinstance(block, Block):
         return {id(block): PackedBlock(block)}
     qkv, proj, mlp = block.attention.qkv, block.attention.proj, block.mlp
-    return {id(qkv): linear(qkv), id(proj): linear(proj), id(mlp): PackedMLP(mlp)}
+    return {id(qkv): packed_linear(qkv), id(proj): packed_linear(proj), id(mlp): PackedMLP(mlp)}

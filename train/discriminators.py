@@ -52,7 +52,21 @@ class PatchGANConfig:
         return PatchGAN(self.width, self.num_layers, self.norm)
 
 
-class PatchGAN(nn.Module):
+class Convolutional(nn.Module):
+    """What discriminators have in common whose logits come from one convolution after the other."""
+
+    layers: nn.Sequential
+
+    @property
+    def companions(self) -> tuple[nn.Module, ...]:
+        return ()
+
+    def hidden_weights(self) -> list[nn.Parameter]:
+        """Of all convolutions but the first and the last."""
+        return [p for layer in self.layers[1:-1] for p in layer.parameters() if p.ndim >= 2]
+
+
+class PatchGAN(Convolutional):
     """4x4 convolutions, `num_layers` of stride 2 and two of stride 1, with LeakyReLU 0.2 between (arXiv:1611.07004).
 
     Each logit judges one patch. Weights start as N(0, 0.02), scales of norms as N(1, 0.02), biases at 0.
@@ -70,14 +84,6 @@ class PatchGAN(nn.Module):
             nn.Conv2d(widths[-1], 1, 4, stride=1, padding=1),
         )
         self.apply(initialize)
-
-    @property
-    def companions(self) -> tuple[nn.Module, ...]:
-        return ()
-
-    def hidden_weights(self) -> list[nn.Parameter]:
-        """Of all convolutions but the first and the last."""
-        return [p for layer in self.layers[1:-1] for p in layer.parameters() if p.ndim >= 2]
 
     def forward(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:  # b 3 h w -> b 1 h' w'
         """Logits of the patches, h' = h // 2 ** num_layers - 2, of pictures in [-1, 1]; ValueError if too small."""
@@ -132,7 +138,7 @@ class BlurredPatchGANConfig:
         return BlurredPatchGAN(self.width, self.num_layers, self.places)
 
 
-class BlurredPatchGAN(nn.Module):
+class BlurredPatchGAN(Convolutional):
     """3x3 convolutions, each before a blur of stride 2, group normalisation and LeakyReLU 0.1, between two of 5x5."""
 
     def __init__(self, width: int = 128, num_layers: int = 3, places: int = 16) -> None:
@@ -147,14 +153,6 @@ class BlurredPatchGAN(nn.Module):
             nn.LeakyReLU(0.1),
             nn.Conv2d(widths[-1], 1, 5, padding=2),
         )
-
-    @property
-    def companions(self) -> tuple[nn.Module, ...]:
-        return ()
-
-    def hidden_weights(self) -> list[nn.Parameter]:
-        """Of all convolutions but the first and the last."""
-        return [p for layer in self.layers[1:-1] for p in layer.parameters() if p.ndim >= 2]
 
     def forward(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:  # b 3 h w -> b 1 n n
         """Logits of the places of pictures in [-1, 1], of any size."""

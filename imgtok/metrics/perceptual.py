@@ -123,7 +123,7 @@ class PerceptualDistance(FrozenDistance):
 class ClassifierDistance(FrozenDistance):
     """Mean squared difference of a classifier's logits of pictures resized to `size`: that of TiTok (arXiv:2406.07550).
 
-    As above: frozen, with gradients to both pictures, and in float32 after the network.
+    As `PerceptualDistance`: frozen, with gradients to both pictures, and in float32 after the network.
     """
 
     def __init__(self, classifier: nn.Module, mean: Sequence[float], std: Sequence[float], size: int = 224) -> None:

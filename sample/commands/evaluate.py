@@ -305,7 +305,7 @@ def generator(
     )
     unmasking = Unmasking(steps=unmasking_steps, noise=unmasking_noise, anneal=unmasking_anneal)
     source: Any = packed(loaded)
-    fast = packed_tokenizer(decoder)
+    coder = packed_tokenizer(decoder)
     way = Tuner(source, strength, min(batch_size, images)) if isinstance(loaded, Generator) else Plain()
     config = SamplerConfig(law=law, guidance=strength, strategy=way, unmasking=unmasking, batch_size=batch_size)
     recipe = {
@@ -325,7 +325,7 @@ def generator(
 
     def drawn(numbers: range) -> Iterator[Tensor]:
         rows = on_device(loaded.condition.select(condition, slice(numbers.start, numbers.stop)), where)
-        pictures = draw(source, fast, rows, config, seed=seed, first=numbers.start)
+        pictures = draw(source, coder, rows, config, seed=seed, first=numbers.start)
         batches = shown("generate", pictures, len(numbers))
         if save_pictures is not None:  # drawn once: what is written is read again
             write_pictures(save_pictures, (to_uint8(batch).cpu() for batch in batches), images)

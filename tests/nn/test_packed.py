@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from imgtok.nn import packed
-from imgtok.nn.packed import PackedLinear, SmallLinear, can_pack, packed_linear
+from imgtok.nn.packed import BlockedLinear, PackedLinear, SmallLinear, can_pack, packed_weight
 
 
 def noise(*shape: int, seed: int = 0) -> Tensor:
@@ -14,7 +14,7 @@ def noise(*shape: int, seed: int = 0) -> Tensor:
 
 
 @pytest.mark.parametrize("bias", [False, True])
-@pytest.mark.parametrize("kind", [PackedLinear, SmallLinear])
+@pytest.mark.parametrize("kind", [BlockedLinear, SmallLinear])
 @torch.no_grad()
 def test_products_and_what_is_done_within_them(kind: type[PackedLinear], bias: bool) -> None:
     weight, x = noise(6, 5), noise(2, 3, 5, seed=1)
@@ -36,6 +36,6 @@ def test_few_float32_weights_are_transposed_and_many_put_into_blocks(monkeypatch
     weight = noise(6, 5)
     if not can_pack(weight):
         pytest.skip("torch was built without oneDNN")
-    assert type(packed_linear(weight)) is SmallLinear
+    assert type(packed_weight(weight)) is SmallLinear
     monkeypatch.setattr(packed, "SMALL", 29)
-    assert type(packed_linear(weight)) is PackedLinear
+    assert type(packed_weight(weight)) is BlockedLinear
